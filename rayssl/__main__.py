@@ -1,0 +1,5 @@
+"""`python -m rayssl` is the `rayssl` command."""
+
+from rayssl.cli import main
+
+main()

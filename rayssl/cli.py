@@ -1,0 +1,90 @@
+"""The `rayssl` command. Imports inside the commands keep `rayssl --help` quick."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from rayssl import __version__
+from rayssl.errors import RaysslError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rayssl")
+def cli() -> None:
+    """Self-supervised pre-training, stage by stage, on Ray."""
+
+
+@cli.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--show", "show_only", is_flag=True, help="Print the resolved config and stop.")
+@click.option("--fresh", is_flag=True, help="Start a new run even if there is an unfinished one to go on with.")
+def pretrain(recipe: str, overrides: tuple[str, ...], show_only: bool, fresh: bool) -> None:
+    """Pre-train an encoder by RECIPE (a name or a YAML file) and evaluate it.
+
+    Dotted keys override the recipe: rayssl pretrain psl-rotation-small data.name=folder data.root=DIR.
+    The same command goes on with a run that was interrupted. `rayssl recipes` lists what comes with rayssl.
+    """
+    from rayssl.config import load_config_with_notes
+    from rayssl.recipe_file import to_yaml
+
+    config, notes = load_config_with_notes(recipe, overrides)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    if show_only:
+        click.echo(to_yaml(config), nl=False)
+        return
+    from rayssl.launch import mlflow_command, pretrain
+    from rayssl.progress import Display, print_report
+
+    with Display() as display:
+        report = pretrain(config, fresh=fresh, show=display.show)
+    print_report(report, console=display.console)
+    click.echo(f"\ncheckpoint  {report.folder / 'encoder.pt'}")
+    click.echo(f"report      {report.folder / 'report.md'}")
+    click.echo(f"MLflow      {mlflow_command(config.storage_path)}")
+
+
+@cli.command()
+def recipes() -> None:
+    """List the recipes that come with rayssl."""
+    from rayssl.config import recipe_summaries
+
+    for name, summary in recipe_summaries():
+        click.echo(f"{name:32} {summary}")
+
+
+@cli.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def schema(file: Path) -> None:
+    """Write the JSON schema of recipes to FILE, for editors that check YAML while one types."""
+    from rayssl.config import ExperimentConfig
+    from rayssl.recipe_file import write_json_schema
+
+    write_json_schema(ExperimentConfig, file)
+    click.echo(f"{file}: written. Name it in a recipe's first line: # yaml-language-server: $schema={file}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake is one message and exit code 2, an interruption 130 (or 143)."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except RaysslError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        sys.exit(130)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leave by an exception, so that the run is marked as killed and its lock is given back."""
+    sys.exit(128 + number)

@@ -1,0 +1,1 @@
+"""Ray: the only part of rayssl that imports it."""

@@ -1,0 +1,68 @@
+"""Ray's settings, in one place: what is set before ray is imported, and how a cluster is joined or started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rayssl.config import ClusterConfig
+from rayssl.errors import ClusterError
+
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report costs one poll of the controller: 2 s by default
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # logs an error line on clusters without preemption
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints everything twice
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; says so in a warning otherwise
+}
+
+
+@contextmanager
+def ray_cluster(config: ClusterConfig) -> Iterator[None]:
+    """Join the cluster that the config or RAY_ADDRESS names, or start one on this machine; leave it at the end.
+
+    Raises:
+        ClusterError: If the cluster can't be reached or is too small for the workers.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, on loopback
+    import ray
+
+    if ray.is_initialized():  # the caller's own
+        yield
+        return
+    try:
+        if address is None:
+            cpus = max(config.workers * config.cpus_per_worker, os.cpu_count() or 1)
+            ray.init(num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        else:
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(
+            f"cluster.address: no Ray cluster can be reached at '{address}' ({reason}). "
+            "Give HOST:PORT of a running head (`ray start --head`), or leave it out to start one on this machine."
+        ) from None
+    try:
+        _check_size(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_size(config: ClusterConfig) -> None:
+    """Refuse what would wait for ever: more CPUs or GPUs than all nodes have."""
+    import ray
+
+    has = ray.cluster_resources()
+    for resource, each in (("CPU", float(config.cpus_per_worker)), ("GPU", config.gpus_per_worker)):
+        wanted = config.workers * each
+        if wanted > has.get(resource, 0):
+            raise ClusterError(
+                f"cluster.workers: {config.workers} workers with {each:g} {resource}s each need {wanted:g}, the cluster has "
+                f"{has.get(resource, 0):g}. Lower cluster.workers or cluster.{resource.lower()}s_per_worker, or add nodes."
+            )

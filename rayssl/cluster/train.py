@@ -1,0 +1,137 @@
+"""A run on Ray Train: one TorchTrainer around `run_experiment`, restarted at its last checkpoint when workers are lost."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rayssl import errors
+from rayssl.cluster.environment import ray_cluster
+from rayssl.config import ExperimentConfig
+from rayssl.errors import ClusterError, RaysslError
+from rayssl.report import Report
+
+_POLL_SECONDS = 0.3
+_MISTAKE = "mistake.json"
+
+
+def run_on_ray(
+    config: ExperimentConfig, folder: Path, *, tracking_uri: str | None, show: Callable[[object], None]
+) -> Report:
+    """Run the experiment on the workers of `config.cluster`.
+
+    Args:
+        config: The resolved recipe.
+        folder: The run's folder, on a file system that all nodes see. Ray's own state lies in its `ray`.
+        tracking_uri: The MLflow server; None records nothing.
+        show: Called in this process with what rank 0 has to show.
+
+    Returns:
+        The report of rank 0.
+
+    Raises:
+        ClusterError: If the cluster can't be reached, is too small, or lost its workers too often.
+        RaysslError: What the experiment itself raised on a worker.
+    """
+    (folder / _MISTAKE).unlink(missing_ok=True)
+    with ray_cluster(config.cluster):
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        from rayssl.cluster.runtime import ProgressBoard
+
+        board = ProgressBoard.remote()
+        settings = config.cluster
+        resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"config": config, "folder": folder, "tracking_uri": tracking_uri, "board": board},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name="ray",
+                storage_path=str(folder),
+                failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        with _shown(board, show):
+            try:
+                report = trainer.fit().return_value
+            except ray.train.TrainingFailedError as error:
+                _raise_mistake(folder)
+                raise ClusterError(
+                    f"the run stopped after {settings.max_failures + 1} attempts, the last of which ended with: {_last_line(error)}. "
+                    f"Its checkpoints are in {folder}; the same command goes on from there."
+                ) from error
+    if report is None:
+        _raise_mistake(folder)
+    return report
+
+
+def _train_worker(arguments: dict[str, Any]) -> Report | None:
+    """What every worker runs. A user's mistake is written down, so that it is not tried again as if a worker had been lost."""
+    from rayssl.cluster.runtime import TrainRuntime
+    from rayssl.experiment import run_experiment
+    from rayssl.tracking import MLflowTracker
+
+    config: ExperimentConfig = arguments["config"]
+    folder: Path = arguments["folder"]
+    if (folder / _MISTAKE).exists():
+        return None
+    runtime = TrainRuntime(folder, num_threads=config.cluster.cpus_per_worker, board=arguments["board"])
+    tracker = None
+    if runtime.rank == 0 and arguments["tracking_uri"] is not None:
+        tracker = MLflowTracker.open(folder, uri=arguments["tracking_uri"], notify=runtime.show)
+    try:
+        return run_experiment(config, runtime, tracker)
+    except RaysslError as error:
+        (folder / _MISTAKE).write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
+        raise
+
+
+def _raise_mistake(folder: Path) -> None:
+    """Raise the error that a worker wrote down, if there is one, as it was raised there."""
+    if not (folder / _MISTAKE).exists():
+        return
+    mistake = json.loads((folder / _MISTAKE).read_text())
+    (folder / _MISTAKE).unlink()
+    raise getattr(errors, mistake["type"], RaysslError)(mistake["message"])
+
+
+class _shown:  # noqa: N801  a context manager, named as what it makes of the board
+    """Show what is posted on a board while the body runs."""
+
+    def __init__(self, board: Any, show: Callable[[object], None]) -> None:
+        self._board = board
+        self._show = show
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._take()
+
+    def _poll(self) -> None:
+        while not self._done.wait(_POLL_SECONDS):
+            self._take()
+
+    def _take(self) -> None:
+        import ray
+
+        for event in ray.get(self._board.take.remote()):
+            self._show(event)
+
+
+def _last_line(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", {})
+    worker = next(iter(failures.values()), error)
+    lines = str(worker).strip().splitlines()
+    return lines[-1] if lines else type(worker).__name__

@@ -1,0 +1,120 @@
+"""ExperimentConfig: everything that decides a run's result, in one frozen object, and how it is loaded."""
+
+from collections.abc import Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from rayssl.backbones import AnyBackbone
+from rayssl.data import AnyData
+from rayssl.errors import ConfigError
+from rayssl.evaluation import AnyEvaluation, OnlineConfig
+from rayssl.methods import AnyMethod
+from rayssl.recipe_file import did_you_mean, load_recipe
+from rayssl.schema import Config
+from rayssl.training.loop import TrainingConfig
+from rayssl.training.optimizers import AnyOptimizer
+
+
+class ClusterConfig(Config):
+    """The workers that train, and what each of them gets."""
+
+    workers: int = Field(default=2, ge=0)
+    """Worker processes of Ray Train; 0 trains in this process, without Ray."""
+    cpus_per_worker: int = Field(default=1, ge=1)
+    """CPU cores, and threads of torch, of each worker."""
+    gpus_per_worker: float = Field(default=0, ge=0, le=1)
+    """GPUs of each worker; 0 trains on CPUs."""
+    max_failures: int = Field(default=3, ge=0)
+    """Times that lost workers are replaced before the run gives up."""
+    address: str | None = None
+    """A Ray cluster to join ("auto", or HOST:PORT); None joins the one that RAY_ADDRESS names, or starts one on this machine."""
+
+
+class ExperimentConfig(Config):
+    """A whole recipe."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the recipe; the first part of the run's id."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Decides initial weights, data order, augmentation, splits and probes."""
+    data: AnyData
+    """The pictures."""
+    backbone: AnyBackbone
+    """The encoder."""
+    method: AnyMethod
+    """How it is pre-trained."""
+    optimizer: AnyOptimizer
+    """How a stage's weights are moved."""
+    training: TrainingConfig = TrainingConfig()
+    """Batches, precision, checkpoints."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where it runs."""
+    online: OnlineConfig = OnlineConfig()
+    """What is measured while it trains."""
+    evaluations: tuple[AnyEvaluation, ...] = ()
+    """What is measured at the end, beside a randomly initialised network."""
+    storage_path: Path = Path("runs")
+    """Folder of all runs; on a cluster one that every node sees."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        """Every worker gets the same number of pictures, and every picture all its views, in every step."""
+        workers = max(1, self.cluster.workers)
+        for index, stage in enumerate(self.method.stages):
+            task = self.method.task.build(stage.level, image_size=self.data.image_size)
+            unit = workers * task.views_per_image
+            if self.training.batch_size % unit:
+                raise ValueError(
+                    f"training.batch_size: must be a multiple of {unit} ({workers} workers x {task.views_per_image} views a picture "
+                    f"in method.stages.{index}), got {self.training.batch_size}"
+                )
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with rayssl."""
+    return sorted(path.name.removesuffix(".yaml") for path in _recipes().iterdir() if path.name.endswith(".yaml"))
+
+
+def recipe_summaries() -> list[tuple[str, str]]:
+    """Name and first comment of each recipe that comes with rayssl."""
+    texts = {name: (_recipes() / f"{name}.yaml").read_text() for name in recipe_names()}
+    return [(name, next(line for line in text.splitlines() if line.startswith("# ")).lstrip("# ")) for name, text in texts.items()]
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with rayssl.
+
+    Raises:
+        ConfigError: If there is no such file or name.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    if recipe in recipe_names():
+        return Path(str(_recipes() / f"{recipe}.yaml"))
+    raise ConfigError(
+        f"recipe '{recipe}': unknown.{did_you_mean(recipe, recipe_names())} There are: {', '.join(recipe_names())}; or give a path that ends in .yaml"
+    )
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Load a recipe and apply overrides such as "optimizer.learning_rate=0.1". No picture is read.
+
+    Raises:
+        ConfigError: With every mistake of the recipe and the overrides, a line each.
+    """
+    return load_config_with_notes(recipe, overrides)[0]
+
+
+def load_config_with_notes(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[ExperimentConfig, list[str]]:
+    """As `load_config`, and the notes that a person should read."""
+    return load_recipe(ExperimentConfig, find_recipe(str(recipe)), overrides)
+
+
+def _recipes() -> Traversable:
+    return resources.files("rayssl") / "recipes"

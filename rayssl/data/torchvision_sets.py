@@ -1,0 +1,167 @@
+"""The public data sets that torchvision can fetch or unpack: CIFAR-10, STL-10, ImageNet and VOC 2007."""
+
+import http.client
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.error import HTTPError, URLError
+
+import numpy as np
+from pydantic import Field
+
+from rayssl.data.datasets import RootedConfig, list_folder
+from rayssl.data.images import ImageList
+from rayssl.errors import DataError
+
+_Loaded = TypeVar("_Loaded")
+
+
+class Cifar10Config(RootedConfig):
+    """CIFAR-10: 50,000 training and 10,000 test pictures of 32 px, 10 classes."""
+
+    name: Literal["cifar10"] = "cifar10"
+    """The set's tag."""
+    image_size: int = Field(default=32, ge=8)
+    """Side of the square view that the network sees, in pixels."""
+    download: bool = True
+    """Whether to download the set into root if it is not there."""
+
+    def list_images(self, *, seed: int) -> tuple[ImageList, ImageList | None]:
+        """See `DataConfig.list_images`."""
+        from torchvision.datasets import CIFAR10
+
+        def load(*, train: bool) -> ImageList:
+            loaded = _load(self, CIFAR10, files=("cifar-10-python.tar.gz", "cifar-10-batches-py/"), train=train)
+            return ImageList(loaded.data, np.asarray(loaded.targets, dtype=np.int64), tuple(loaded.classes))
+
+        return load(train=True), load(train=False)
+
+
+class Stl10Config(RootedConfig):
+    """STL-10: 5,000 labelled and 100,000 unlabelled training pictures of 96 px, 8,000 test pictures, 10 classes."""
+
+    name: Literal["stl10"] = "stl10"
+    """The set's tag."""
+    image_size: int = Field(default=96, ge=8)
+    """Side of the square view that the network sees, in pixels."""
+    download: bool = True
+    """Whether to download the set into root if it is not there."""
+
+    def list_images(self, *, seed: int) -> tuple[ImageList, ImageList | None]:
+        """See `DataConfig.list_images`; the labelled training pictures come first."""
+        from torchvision.datasets import STL10
+
+        def load(split: str) -> ImageList:
+            loaded = _load(self, STL10, files=("stl10_binary.tar.gz", "stl10_binary/"), split=split)
+            return ImageList(loaded.data.transpose(0, 2, 3, 1), loaded.labels.astype(np.int64), tuple(loaded.classes))
+
+        return load("train+unlabeled"), load("test")
+
+
+class ImageNetConfig(RootedConfig):
+    """ImageNet (ILSVRC 2012): root/train/WNID and root/val/WNID, or the archives, which are unpacked into these.
+
+    The validation pictures, whose labels are public, are the test set here. Subsets with fewer classes will do.
+    """
+
+    name: Literal["imagenet"] = "imagenet"
+    """The set's tag."""
+    image_size: int = Field(default=224, ge=8)
+    """Side of the square view that the network sees, in pixels."""
+
+    def list_images(self, *, seed: int) -> tuple[ImageList, ImageList | None]:
+        """See `DataConfig.list_images`; classes are named by their WordNet ids, a missing val is warned about."""
+        train = list_folder(self._unpacked("train"), key="data.root")
+        if not train.classes:
+            raise DataError(
+                f"data.root: {self.root_folder / 'train'} has no class folders. It needs train/WNID/*.JPEG."
+            )
+        if not any((self.root_folder / name).exists() for name in ("val", "ILSVRC2012_img_val.tar")):
+            warnings.warn(
+                f"data.root: {self.root_folder} has no val folder. Going on without test pictures.", stacklevel=2
+            )
+            return train, None
+        return train, list_folder(self._unpacked("val"), key="data.root", classes=train.classes)
+
+    def _unpacked(self, split: str) -> Path:
+        """The split's folder; torchvision checks and unpacks its archive if only that is there."""
+        from torchvision.datasets import ImageNet
+
+        folder = self.root_folder / split
+        if not folder.is_dir():
+            try:
+                ImageNet(self.root_folder, split=split)
+            except (OSError, RuntimeError) as error:
+                raise DataError(
+                    f"data.root: {self.root_folder} has no {split}/WNID/*.JPEG folders, and no archives that could be "
+                    f"unpacked ({error}). ImageNet can't be downloaded without an account: place "
+                    f"ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in it."
+                ) from error
+        if leftover := next(folder.glob("*.tar"), None):
+            raise DataError(f"data.root: {leftover} was not unpacked to the end. Remove {folder} and start again.")
+        return folder
+
+
+class Voc2007Config(RootedConfig):
+    """PASCAL VOC 2007: 5,011 trainval and 4,952 test pictures; several classes each, so none has a label here."""
+
+    name: Literal["voc2007"] = "voc2007"
+    """The set's tag."""
+    image_size: int = Field(default=224, ge=8)
+    """Side of the square view that the network sees, in pixels."""
+    download: bool = True
+    """Whether to download the set into root if it is not there."""
+
+    def list_images(self, *, seed: int) -> tuple[ImageList, ImageList | None]:
+        """See `DataConfig.list_images`; a missing test archive is warned about."""
+        train = self._load("trainval", "VOCtrainval_06-Nov-2007.tar")
+        try:
+            return train, self._load("test", "VOCtest_06-Nov-2007.tar")
+        except DataError as error:
+            warnings.warn(f"Going on without test pictures. {error}", stacklevel=2)
+            return train, None
+
+    def _load(self, image_set: str, archive: str) -> ImageList:
+        from torchvision.datasets import VOCDetection
+
+        files = (archive, "VOCdevkit/VOC2007/")
+        loaded = _load(self, VOCDetection, files=files, year="2007", image_set=image_set)
+        return ImageList([Path(path) for path in loaded.images], np.full(len(loaded.images), -1, dtype=np.int64), ())
+
+
+def _load(
+    config: Cifar10Config | Stl10Config | Voc2007Config,
+    build: Callable[..., _Loaded],
+    *,
+    files: tuple[str, str],
+    **options: Any,
+) -> _Loaded:
+    """The set from `root`, downloaded into it only if it is not there and may be.
+
+    Args:
+        config: Says where it lies, and whether to download.
+        build: torchvision's class.
+        files: The archive's name, and that of the folder that it unpacks to.
+        options: Passed on to the class.
+
+    Raises:
+        DataError: If it is not there and can't be downloaded.
+    """
+    root, (archive, folder) = config.root_folder, files
+    place = f"Place {archive}, or {folder} unpacked from it, in {root}"
+    try:
+        return build(root, download=False, **options)
+    except (OSError, RuntimeError) as error:
+        if not config.download:
+            raise DataError(
+                f"data.root: {root} does not hold {folder}, or it is damaged. {place}, or set data.download=true."
+            ) from error
+    try:
+        return build(root, download=True, **options)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        is_offline = isinstance(error, URLError | ConnectionError | TimeoutError) and not isinstance(error, HTTPError)
+        cause = "This machine seems to have no network." if is_offline else f"It failed with: {error}."
+        raise DataError(
+            f"data.root: {root} does not hold {folder}, and {archive} could not be downloaded. {cause} {place}."
+        ) from error

@@ -1,0 +1,31 @@
+"""What can go wrong for a user, each with one clear message.
+
+RaysslError
+├── ConfigError       a recipe, an override or a command-line argument
+├── DataError         a data set that is missing, unreadable or does not fit the recipe
+├── CheckpointError   a checkpoint or a weights file that can't be used
+└── ClusterError      Ray or MLflow can't be reached, or a worker group was lost for good
+
+Each message says where, the rule, the value and the way out; the `rayssl` command prints it and exits
+with code 2. Errors that are ours (a bug) are not in this tree and keep their traceback.
+"""
+
+
+class RaysslError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class ConfigError(RaysslError):
+    """The configuration breaks a rule; the message lists every mistake, a line each."""
+
+
+class DataError(RaysslError):
+    """The pictures are missing, unreadable or don't fit the recipe."""
+
+
+class CheckpointError(RaysslError):
+    """A checkpoint or weights file is missing, damaged or belongs to another model."""
+
+
+class ClusterError(RaysslError):
+    """The cluster, or the tracking server, can't be reached or lost its workers for good."""

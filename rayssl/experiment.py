@@ -1,0 +1,257 @@
+"""A whole run on one page: pictures, encoder, stages one after another, evaluations, report."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from rayssl.backbones import Backbone
+from rayssl.config import ExperimentConfig
+from rayssl.data import ImageList, Pictures, check_size, open_pictures
+from rayssl.data.loaders import TrainLoader
+from rayssl.errors import DataError
+from rayssl.evaluation import AnyEvaluation, OnlineEvaluation
+from rayssl.methods import Method
+from rayssl.recipe_file import flatten
+from rayssl.report import Report
+from rayssl.runs import open_run
+from rayssl.runtime import EpochDone, LocalRuntime, NullTracker, Runtime, Tracker
+from rayssl.training.checkpoints import Checkpoint, Cursor, load_checkpoint, save_checkpoint
+from rayssl.training.loop import train_stage
+from rayssl.training.stage import Stage, frozen_unchanged
+
+
+def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tracker: Tracker | None = None) -> Report:
+    """Pre-train, stage after stage, and evaluate; goes on from the last checkpoint where there is one.
+
+    Args:
+        config: The resolved recipe.
+        runtime: Where it runs and what folder it writes; None: this process alone, in the run's folder.
+        tracker: Where numbers are recorded besides the folder; None: nowhere. Only rank 0's is used.
+
+    Returns:
+        The report, the same on every worker.
+
+    Raises:
+        DataError: If the pictures are missing, unreadable or smaller than the recipe's views.
+        CheckpointError: If the last checkpoint is damaged.
+        TrainingError: If the loss is not finite.
+    """
+    if runtime is None:
+        run = open_run(config)
+        with run.locked():
+            runtime = LocalRuntime(run.path, num_threads=config.cluster.cpus_per_worker)
+            return run_experiment(config, runtime, tracker)
+    tracker = tracker if tracker is not None and runtime.rank == 0 else NullTracker()
+    tracker.log_params(flatten(config))
+    pictures = open_data(config, runtime.folder, rank=runtime.rank, barrier=runtime.barrier)
+    encoder = build_encoder(config).to(runtime.device)
+    method = config.method.build(encoder, image_size=config.data.image_size, seed=config.seed)
+    restored = _restore(runtime, encoder)
+    history = restored.history
+    online = OnlineEvaluation(
+        config.online, pictures.train, pictures.validation, data=config.data, seed=config.seed, runtime=runtime
+    )
+    for index in range(restored.cursor.stage, method.num_stages):
+        resume = restored if restored.cursor.stage == index and restored.cursor.epoch else None
+        run_stage(config, method, index, pictures.train, online, runtime, tracker, history, resume)
+    metrics, notes = evaluate_beside_random(config, encoder, pictures, runtime)
+    report = Report(runtime.folder, config.name, history, metrics, notes)
+    if runtime.rank == 0:
+        _write_results(report, encoder, pictures, tracker)
+    runtime.barrier()
+    return report
+
+
+def run_stage(
+    config: ExperimentConfig,
+    method: Method,
+    index: int,
+    pictures: Pictures,
+    online: OnlineEvaluation,
+    runtime: Runtime,
+    tracker: Tracker,
+    history: list[dict[str, float]],
+    resume: Checkpoint | None,
+) -> None:
+    """Train one stage and add a row an epoch to `history`; after each epoch measure, record, save and report."""
+    stage = method.build_stage(index).to(runtime.device, memory_format=torch.channels_last)
+    optimizer = config.optimizer.build(stage)
+    if resume is not None:
+        stage.head.load_state_dict(resume.head)
+        optimizer.load_state_dict(resume.optimizer)
+    start_epoch = resume.cursor.epoch if resume is not None else 0
+    schedule = method.schedule(index)
+    child = tracker.child(f"stage-{index + 1}")
+    child.log_params(flatten(config.method.stages[index]))
+    loader = TrainLoader(
+        pictures,
+        images_per_step=config.training.batch_size // stage.task.views_per_image,
+        seed=config.seed,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+    )
+    with frozen_unchanged(stage):
+        epochs = train_stage(
+            stage,
+            loader,
+            runtime,
+            optimizer,
+            settings=config.optimizer,
+            schedule=schedule,
+            precision=config.training.precision,
+            start_epoch=start_epoch,
+        )
+        for epoch, metrics in enumerate(epochs, start=start_epoch + 1):
+            last = epoch == schedule.epochs
+            if last or epoch % config.online.every == 0:
+                metrics |= online.measure(method.encoder, stage.last_block)
+            history.append({"stage": index + 1, "epoch": schedule.epochs_before + epoch, **metrics})
+            for record in (tracker, child):
+                record.log_metrics(metrics, step=schedule.epochs_before + epoch)
+            runtime.show(EpochDone(history[-1], method.num_stages, schedule.epochs_run))
+            save = None
+            if not last and epoch % config.training.checkpoint_every == 0:
+                save = partial(
+                    _save, config=config, encoder=method.encoder, history=history, cursor=Cursor(index, epoch), stage=stage, optimizer=optimizer
+                )
+            if not last:
+                runtime.report(metrics, save)
+    # Only once the frozen blocks are found unchanged is the stage's end a place to go on from.
+    save = partial(_save, config=config, encoder=method.encoder, history=history, cursor=Cursor(index + 1))
+    if runtime.rank == 0:
+        save(runtime.folder / f"stage-{index + 1}")
+        child.log_artifact(runtime.folder / f"stage-{index + 1}", "checkpoint")
+    runtime.report(history[-1], save)
+    child.finish()
+
+
+@dataclass(frozen=True)
+class OpenPictures:
+    """The pictures of a run, ready to be read."""
+
+    train: Pictures
+    validation: Pictures | None
+    test: Pictures | None
+
+    @property
+    def told(self) -> Pictures | None:
+        """Pictures that the final probes are tested on: the data set's own test split, or the held-out ones."""
+        return self.test or self.validation
+
+
+def open_data(config: ExperimentConfig, folder: Path, *, rank: int = 0, barrier: Callable[[], None] = lambda: None) -> OpenPictures:
+    """List, check, decode and open the pictures; small sets go to `folder`/cache, once for all workers.
+
+    Raises:
+        DataError: If they are missing, unreadable or smaller than the views.
+    """
+    splits = config.data.build(seed=config.seed)
+    check_size(splits.train, image_size=config.data.image_size, allow_upscaling=config.data.allow_upscaling)
+
+    def open_split(name: str, images: ImageList | None) -> Pictures | None:
+        if images is None or len(images) == 0:
+            return None
+        return open_pictures(
+            images,
+            folder / "cache" / name,
+            resize=config.data.decode_size,
+            cache_bytes=int(config.data.cache_gib * 2**30),
+            max_bad_fraction=config.data.max_bad_fraction,
+            num_workers=config.data.loader_workers,
+            is_builder=rank == 0,
+            barrier=barrier,
+        )
+
+    train = open_split("train", splits.train)
+    if train is None:
+        raise DataError("data: there are no pictures to train on. Lower data.validation_fraction or raise data.limit.")
+    return OpenPictures(train, open_split("validation", splits.validation), open_split("test", splits.test))
+
+
+def build_encoder(config: ExperimentConfig) -> Backbone:
+    """The encoder as it is before training; the same weights for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return config.backbone.build().to(memory_format=torch.channels_last)
+
+
+def evaluate_beside_random(
+    config: ExperimentConfig, encoder: Backbone, pictures: OpenPictures, runtime: Runtime
+) -> tuple[dict[str, float], list[str]]:
+    """Run the recipe's evaluations on the encoder and on the network that it was before training.
+
+    Returns:
+        Metrics, those of the untrained network under "random/", and notes for the reader.
+    """
+    told = pictures.told
+    if not config.evaluations:
+        return {}, []
+    if told is None or not pictures.train.classes:
+        return {}, ["The evaluations were skipped: these pictures have no labels to learn from, or none were held out."]
+    networks = {"": encoder, "random/": build_encoder(config).to(runtime.device)}
+    runtime.show("linear probes of the trained and of a random network ...")
+
+    def evaluate(item: tuple[str, AnyEvaluation]) -> dict[str, float]:
+        prefix, evaluation = item
+        results = evaluation.evaluate(
+            networks[prefix], pictures.train, told, data=config.data, seed=config.seed, device=runtime.device
+        )
+        return {f"{prefix}{name}": value for name, value in results}
+
+    items = [(prefix, evaluation) for evaluation in config.evaluations for prefix in networks]
+    metrics = {name: value for result in runtime.map(evaluate, items) for name, value in result.items()}
+    where = "the data set's test split" if pictures.test is not None else "training pictures held out"
+    notes = [evaluation.describe(pictures.train, told) for evaluation in config.evaluations]
+    return metrics, [f"{note} Tested on {len(told):,} pictures ({where})." for note in notes]
+
+
+def _restore(runtime: Runtime, encoder: Backbone) -> Checkpoint:
+    folder = runtime.restore()
+    if folder is None:
+        return Checkpoint(Cursor(), backbone={})
+    checkpoint = load_checkpoint(folder, device=runtime.device)
+    encoder.load_state_dict(checkpoint.backbone)
+    runtime.show(f"going on from {folder}: stage {checkpoint.cursor.stage + 1}, after {checkpoint.cursor.epoch} epochs of it")
+    return checkpoint
+
+
+def _save(
+    folder: Path,
+    *,
+    config: ExperimentConfig,
+    encoder: Backbone,
+    history: list[dict[str, float]],
+    cursor: Cursor,
+    stage: Stage | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Write a checkpoint; without a stage the one of a stage's end, whose head and optimiser are dropped."""
+    checkpoint = Checkpoint(
+        cursor=cursor,
+        backbone=encoder.state_dict(),
+        head=stage.head.state_dict() if stage is not None else {},
+        optimizer=optimizer.state_dict() if optimizer is not None else {},
+        history=history,
+        config=config.model_dump(mode="json", by_alias=True),
+    )
+    save_checkpoint(checkpoint, folder)
+
+
+def _write_results(report: Report, encoder: Backbone, pictures: OpenPictures, tracker: Tracker) -> None:
+    """Write the run's last files and record them; report.json, written last, says that the run is finished."""
+    folder = report.folder
+    torch.save({name: tensor.cpu() for name, tensor in encoder.state_dict().items()}, folder / "encoder.pt")
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in report.history))
+    bad_files = [file for split in (pictures.train, pictures.validation, pictures.test) if split for file in split.bad_files]
+    if bad_files:
+        (folder / "bad_files.txt").write_text("".join(f"{file.path}: {file.reason}\n" for file in bad_files))
+    tracker.log_metrics(report.metrics, step=len(report.history))
+    report.write()
+    for name in ("config.yaml", "history.jsonl", "report.md", "report.json", "bad_files.txt", "encoder.pt"):
+        if (folder / name).exists():
+            tracker.log_artifact(folder / name)
+    tracker.finish()

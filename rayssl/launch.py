@@ -1,0 +1,63 @@
+"""From a config to a finished run: its folder, its record in MLflow, and the workers, on Ray or in this process."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rayssl.config import ExperimentConfig
+from rayssl.experiment import open_data, run_experiment
+from rayssl.report import Report
+from rayssl.runs import RunFolder, open_run
+from rayssl.runtime import LocalRuntime, local_process_group
+from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
+
+
+def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[object], None] = print) -> Report:
+    """Train and evaluate a recipe, or go on with a run of it that is not finished.
+
+    Args:
+        config: The resolved recipe.
+        fresh: Start a new run even if there is one to go on with.
+        show: Called with progress events and sentences for the person who waits.
+
+    Returns:
+        The report; its files are in `Report.folder`.
+
+    Raises:
+        RaysslError: Any of its kinds; the run is marked as failed in MLflow.
+    """
+    run = open_run(config, fresh=fresh)
+    with run.locked():
+        uri = tracking_uri(config.storage_path)
+        tracker = MLflowTracker.open(run.path, uri=uri, notify=show)
+        mark_dead_runs(uri)
+        show(f"run {run.run_id} in {run.path}")
+        try:
+            return _train(config, run, tracker, show)
+        except (KeyboardInterrupt, SystemExit):
+            tracker.finish("KILLED")
+            raise
+        except BaseException:
+            tracker.finish("FAILED")
+            raise
+
+
+def _train(config: ExperimentConfig, run: RunFolder, tracker: MLflowTracker, show: Callable[[object], None]) -> Report:
+    if config.cluster.workers == 0:
+        with local_process_group():
+            runtime = LocalRuntime(run.path, num_threads=config.cluster.cpus_per_worker, show=show)
+            return run_experiment(config, runtime, tracker)
+    from rayssl.cluster.train import run_on_ray
+
+    open_data(config, run.path)  # mistakes in the pictures show here, before any worker is paid for
+    show(f"starting {config.cluster.workers} workers on Ray ...")
+    return run_on_ray(config, run.path, tracking_uri=tracker.uri, show=show)
+
+
+def mlflow_command(storage_path: Path) -> str:
+    """The command that opens the MLflow page of all runs, or where the page is if a server has them."""
+    uri = tracking_uri(storage_path)
+    if uri.startswith("http"):
+        return f"the MLflow page is at {uri}"
+    return shlex.join([str(Path(sys.executable).with_name("mlflow")), "server", "--backend-store-uri", uri, "--port", "5000"])

@@ -1,0 +1,125 @@
+"""PSL, progressive stage-wise learning: a list of stages over overlapping blocks, tasks from easy to hard.
+
+PSL, SL, PSL_f, the end-to-end baseline and greedy training are such lists, so ablations are configs (paper, Tables 5 and 6).
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field, ValidationError, WithJsonSchema, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from rayssl.backbones import NUM_BLOCKS, Backbone
+from rayssl.schema import Config
+from rayssl.tasks import AnyTask
+from rayssl.training.loop import StageSchedule
+from rayssl.training.stage import Stage
+
+Block = Annotated[int, Field(ge=1, le=NUM_BLOCKS)]
+
+
+class PSLStageConfig(Config):
+    """One stage S_i."""
+
+    blocks: tuple[Block, ...] = Field(min_length=1)
+    """Blocks that the stage trains, one after another: S1..S3 of the paper are [1,2,3], [2,3,4], [3,4,5]."""
+    epochs: int = Field(ge=1)
+    """Passes over the training pictures (the paper: 60)."""
+    level: Annotated[Any, WithJsonSchema({"type": "object", "title": "Level of the task, such as {angles: 4}"})]
+    """The task's level of difficulty G_i; its fields are the task's."""
+
+    @field_validator("blocks")
+    @classmethod
+    def _consecutive(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        if any(after != before + 1 for before, after in zip(blocks, blocks[1:], strict=False)):
+            raise ValueError("blocks must follow one another upwards, such as [2, 3, 4]")
+        return blocks
+
+
+class PSLConfig(Config):
+    """Progressive stage-wise learning (PSL, sections 3.2 to 3.4)."""
+
+    name: Literal["psl"] = "psl"
+    task: AnyTask
+    """The pretext task."""
+    gradient: Literal["stage", "full"] = "stage"
+    """stage: a stage trains its own blocks; full: every block executed so far (PSL_f, section 4.5)."""
+    schedule_scope: Literal["stage", "run"] = "stage"
+    """stage: the learning-rate schedule restarts with every stage; run: one schedule over all of them
+    ("without restart", section 4.1)."""
+    frozen_batchnorm: Literal["eval", "batch"] = "eval"
+    """eval: frozen blocks keep their BatchNorm statistics; batch: they normalise by the batch and go on averaging."""
+    stages: tuple[PSLStageConfig, ...] = Field(min_length=1)
+    """One after another."""
+
+    @field_validator("stages")
+    @classmethod
+    def _check_levels(cls, stages: tuple[PSLStageConfig, ...], info: Any) -> tuple[PSLStageConfig, ...]:
+        """Check each level by the task's own rules, naming the stage."""
+        task = info.data.get("task")
+        if task is None:  # the task's own mistake is reported already
+            return stages
+        checked, mistakes = [], []
+        for index, stage in enumerate(stages):
+            try:
+                checked.append(stage.model_copy(update={"level": task.parse_level(stage.level)}))
+            except ValidationError as error:
+                mistakes += [_at(detail, (index, "level")) for detail in error.errors()]
+        if mistakes:
+            raise ValidationError.from_exception_data("stages", mistakes)
+        return tuple(checked)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        """A stage can't stand on blocks that nothing has trained, unless it trains them."""
+        reached = 0
+        for number, stage in enumerate(self.stages, start=1):
+            first, last = stage.blocks[0], stage.blocks[-1]
+            if first > reached + 1:
+                raise ValueError(
+                    f"stage {number} starts at block {first}, but block {reached + 1} is not trained by then; a stage may start at 1..{reached + 1}"
+                )
+            if last < reached:
+                raise ValueError(f"stage {number} ends at block {last}, below the {reached} blocks that are trained already; stages go upwards")
+            reached = last
+        return self
+
+    def build(self, encoder: Backbone, *, image_size: int, seed: int) -> "PSL":
+        """Bind the method to an encoder."""
+        return PSL(self, encoder, image_size=image_size, seed=seed)
+
+
+def _at(detail: Any, prefix: tuple[int | str, ...]) -> InitErrorDetails:
+    """One mistake of a nested check, at its place in the outer one."""
+    kind = detail["type"]
+    known = PydanticCustomError(kind, "{message}", {"message": detail["msg"]}) if kind in ("value_error",) else kind
+    return InitErrorDetails(type=known, loc=(*prefix, *detail["loc"]), input=detail["input"], ctx=detail.get("ctx", {}))
+
+
+class PSL:
+    """The method bound to an encoder; see `PSLConfig`."""
+
+    def __init__(self, config: PSLConfig, encoder: Backbone, *, image_size: int, seed: int) -> None:
+        self.encoder = encoder
+        self.num_stages = len(config.stages)
+        self._config = config
+        self._image_size = image_size
+        self._seed = seed
+
+    def build_stage(self, index: int) -> Stage:
+        """Freeze what the stage does not train and put a new head on its last block."""
+        stage = self._config.stages[index]
+        first = 1 if self._config.gradient == "full" else stage.blocks[0]
+        last = stage.blocks[-1]
+        for number, block in enumerate(self.encoder.blocks, start=1):
+            block.requires_grad_(first <= number <= last)
+        # A head of its own seed: a run that resumes in stage 3 must make the head that the uninterrupted run made.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed * 1000 + index)
+            task = self._config.task.build(stage.level, image_size=self._image_size)
+            return Stage(self.encoder, range(first, last + 1), task, frozen_batchnorm=self._config.frozen_batchnorm)
+
+    def schedule(self, index: int) -> StageSchedule:
+        """The stage's epochs, and those before it."""
+        epochs = [stage.epochs for stage in self._config.stages]
+        return StageSchedule(index, self.num_stages, epochs[index], sum(epochs[:index]), sum(epochs), self._config.schedule_scope)

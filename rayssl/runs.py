@@ -1,0 +1,93 @@
+"""Run folders: one for each pre-training, named by the recipe and a hash of the resolved config."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayssl.config import ExperimentConfig
+from rayssl.errors import ConfigError
+from rayssl.recipe_file import to_yaml
+
+_CONFIG = "config.yaml"
+_REPORT = "report.json"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of a run lies.
+
+    config.yaml (resolved), history.jsonl (a row an epoch), report.md and report.json (when it is finished), encoder.pt,
+    stage-1/, stage-2/, ... (the encoder at each stage's end), checkpoints/ or ray/ (what a restart needs).
+    """
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        """True when the run has come to its end."""
+        return (self.path / _REPORT).exists()
+
+    @property
+    def started(self) -> bool:
+        """True when the run has been begun before."""
+        return (self.path / _CONFIG).exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process from writing the same run.
+
+        Raises:
+            ConfigError: If another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{self.path}: this run is being trained by another process. Wait for it, or change the config.") from None
+            yield
+
+
+def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
+    """Choose the run's folder: the newest of its name if it is not finished, else the next free suffix (-2, -3, ...).
+
+    Args:
+        config: The resolved config.
+        fresh: Take a new folder even if the newest one is not finished; the old one is left as it is.
+
+    Raises:
+        ConfigError: If the folder can't be made.
+    """
+    base = config.storage_path.expanduser().resolve() / f"{config.name}-{_fingerprint(config)}"
+    newest, number = RunFolder(base), 1
+    while RunFolder(_suffixed(base, number + 1)).started:
+        number += 1
+        newest = RunFolder(_suffixed(base, number))
+    run = RunFolder(_suffixed(base, number + 1)) if newest.finished or (fresh and newest.started) else newest
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        (run.path / _CONFIG).write_text(to_yaml(config))
+    except OSError as error:
+        raise ConfigError(f"storage_path: must be a folder that can be written, got {config.storage_path} ({error.strerror})") from None
+    return run
+
+
+def _suffixed(base: Path, number: int) -> Path:
+    return base if number == 1 else base.with_name(f"{base.name}-{number}")
+
+
+def _fingerprint(config: ExperimentConfig) -> str:
+    """Eight hex digits that two configs share only if they agree in all but where runs are stored."""
+    resolved: dict[str, Any] = config.model_dump(mode="json", by_alias=True, exclude={"storage_path"})
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,220 @@
+"""What the science is given: a Runtime (who and where this worker is) and a Tracker (where numbers go).
+
+`LocalRuntime` runs in one plain process, or under torchrun; Ray's is in `cluster/`. Neither the science nor this module knows Ray or MLflow.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_KEEP = 2
+"""Resume checkpoints kept: the last one, and the one before it should the last be damaged."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the stage in progress is; what a progress bar draws."""
+
+    stage: int
+    """Number of the stage, from 0."""
+    num_stages: int
+    epoch: int
+    """Epoch of the stage, from 0."""
+    epochs: int
+    fraction: float
+    """Share of the epoch that is done, 0..1."""
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch's numbers; what a line of a log says."""
+
+    row: Mapping[str, float]
+    """stage and epoch (from 1, over the run), loss, accuracy, chance, ..."""
+    num_stages: int
+    epochs: int
+    """Epochs of the run."""
+
+
+class Runtime(Protocol):
+    """One worker's place in its group, and how it talks to the others and to whoever started it."""
+
+    folder: Path
+    """Where the run's files lie; the same on all workers."""
+    device: torch.device
+    rank: int
+    world_size: int
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Make `module` synchronise its gradients over the workers; itself with one worker."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum a tensor over the workers."""
+
+    def gather(self, value: Result) -> list[Result]:
+        """Give every worker all workers' values, in rank order."""
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Apply `function` to each item, spread over the workers; every worker gets all results, in order."""
+
+    def barrier(self) -> None:
+        """Wait until every worker is here."""
+
+    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+        """End an epoch. Called equally often on all ranks; on rank 0 `save` writes a checkpoint into the folder it is given."""
+
+    def restore(self) -> Path | None:
+        """The folder of the last checkpoint, None at the first start."""
+
+    def show(self, event: object) -> None:
+        """Show progress or a line of text to the person who waits."""
+
+
+class Tracker(Protocol):
+    """Where parameters, metrics and files of a run are recorded. Never raises into the run."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record the resolved config by its dotted keys."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Record numbers of the run at a step (an epoch of the whole run)."""
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Record a file, or a folder with all that is in it."""
+
+    def child(self, name: str) -> "Tracker":
+        """The record of a part of the run, such as a stage; the same one when asked again."""
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Close the record: FINISHED, FAILED or KILLED."""
+
+
+class NullTracker:
+    """Records nothing."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Do nothing."""
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Do nothing."""
+
+    def child(self, name: str) -> "NullTracker":
+        """Itself."""
+        return self
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Do nothing."""
+
+
+class WorkerGroup:
+    """The collective part of a runtime, over the default process group where one is initialised."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
+        self.world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Wrap for data-parallel training."""
+        if self.world_size == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the workers, in place."""
+        if self.world_size > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def gather(self, value: Result) -> list[Result]:
+        """All workers' values."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Worker r takes items r, r + world_size, ..."""
+        shares = self.gather([function(item) for item in items[self.rank :: self.world_size]])
+        return [shares[i % self.world_size][i // self.world_size] for i in range(len(items))]
+
+    def barrier(self) -> None:
+        """Wait for the other workers."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+
+class LocalRuntime(WorkerGroup):
+    """This process alone, or one of torchrun's, with checkpoints in a folder of its own.
+
+    Args:
+        folder: The run's folder; checkpoints are kept in its `checkpoints`.
+        num_threads: Threads of torch's CPU operators; None leaves them.
+        show: Called on rank 0 with what there is to show.
+    """
+
+    def __init__(
+        self, folder: Path, *, num_threads: int | None = None, show: Callable[[object], None] | None = None
+    ) -> None:
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        super().__init__(_local_device())
+        self.folder = folder
+        self._resume = folder / "checkpoints"
+        self._show = show
+
+    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+        """Write the checkpoint, then drop the ones before the last two."""
+        if save is not None and self.rank == 0:
+            number = max((int(path.name) for path in self._checkpoints()), default=0) + 1
+            save(self._resume / f"{number:06d}")
+            for old in self._checkpoints()[:-_KEEP]:
+                shutil.rmtree(old)
+
+    def restore(self) -> Path | None:
+        """The newest checkpoint's folder."""
+        return self._checkpoints()[-1] if self._checkpoints() else None
+
+    def show(self, event: object) -> None:
+        """Pass it on, on rank 0."""
+        if self._show is not None and self.rank == 0:
+            self._show(event)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(path for path in self._resume.glob("*") if path.name.isdigit())
+
+
+@contextlib.contextmanager
+def local_process_group() -> Iterator[None]:
+    """Join the group that torchrun describes in the environment, if it does, and leave it at the end."""
+    if "RANK" not in os.environ or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def _local_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device

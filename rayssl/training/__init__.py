@@ -1,0 +1,1 @@
+"""Stages, the loop that trains them, optimisers and checkpoints."""

@@ -1,0 +1,86 @@
+"""Checkpoints: a folder with tensors in one file and everything a person can read in another."""
+
+import dataclasses
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayssl.errors import CheckpointError
+
+_TENSORS = "tensors.pt"
+_JSON = "checkpoint.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a run stands: `epoch` epochs of stage number `stage` (both from 0) are done."""
+
+    stage: int = 0
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to go on as if it had not stopped.
+
+    Random numbers need no state: every draw is a function of the seed, the epoch and the step.
+    """
+
+    cursor: Cursor
+    backbone: dict[str, Tensor]
+    head: dict[str, Tensor] = field(default_factory=dict)
+    """The head of the stage in progress; empty at a stage's end, where heads are dropped."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """State of the stage's optimiser; empty at a stage's end."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """A row an epoch."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved config."""
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint; `folder` appears complete or not at all, replacing an older one of that name."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = {"backbone": checkpoint.backbone, "head": checkpoint.head, "optimizer": checkpoint.optimizer}
+    torch.save(tensors, partial / _TENSORS)
+    readable = {
+        "format": _FORMAT,
+        "cursor": dataclasses.asdict(checkpoint.cursor),
+        "history": checkpoint.history,
+        "config": checkpoint.config,
+    }
+    (partial / _JSON).write_text(json.dumps(readable, indent=1))
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def load_checkpoint(folder: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read what `save_checkpoint` wrote; only tensors and plain containers are unpickled.
+
+    Raises:
+        CheckpointError: If the folder is missing, damaged or of another format.
+    """
+    try:
+        readable = json.loads((folder / _JSON).read_text())
+        tensors = torch.load(folder / _TENSORS, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: is no checkpoint, {Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{folder}: can't be read ({reason}). Delete this folder to go on from the checkpoint before it, or start over with --fresh."
+        ) from None
+    if readable.get("format") != _FORMAT:
+        raise CheckpointError(f"{folder}: must be of format {_FORMAT}, got {readable.get('format')}")
+    return Checkpoint(cursor=Cursor(**readable["cursor"]), history=readable["history"], config=readable["config"], **tensors)

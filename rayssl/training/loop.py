@@ -1,0 +1,136 @@
+"""The one training loop: every stage of every method goes through `train_stage`."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rayssl.data.loaders import TrainLoader
+from rayssl.errors import RaysslError
+from rayssl.runtime import Progress, Runtime
+from rayssl.schema import Config
+from rayssl.training.optimizers import AnyOptimizer
+from rayssl.training.stage import Stage
+
+_CHECK_EVERY = 50
+"""Steps between looks at the loss: reading a number from a GPU makes the CPU wait for it."""
+_PROGRESS_SECONDS = 0.5
+
+
+class TrainingError(RaysslError):
+    """Training can't go on: the loss is not finite."""
+
+
+class TrainingConfig(Config):
+    """How every stage is trained."""
+
+    batch_size: int = Field(default=256, ge=2)
+    """Views a step, over all workers (PSL: 256)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: convolutions and matrix products in bfloat16 (autocast), weights and losses in float32."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints; a stage's last epoch always writes one."""
+
+
+@dataclass(frozen=True)
+class StageSchedule:
+    """Where a stage stands in its run."""
+
+    index: int
+    """Number of the stage, from 0."""
+    num_stages: int
+    epochs: int
+    """Epochs of this stage."""
+    epochs_before: int
+    """Epochs of the stages before it."""
+    epochs_run: int
+    """Epochs of the whole run."""
+    scope: str
+    """What the learning-rate schedule spans: "stage" or "run"."""
+
+    def progress(self, epoch: int, fraction: float) -> float:
+        """Share of the schedule that is done, in [0, 1), after `epoch` + `fraction` epochs of this stage."""
+        if self.scope == "run":
+            return (self.epochs_before + epoch + fraction) / self.epochs_run
+        return (epoch + fraction) / self.epochs
+
+
+def train_stage(
+    stage: Stage,
+    loader: TrainLoader,
+    runtime: Runtime,
+    optimizer: torch.optim.Optimizer,
+    *,
+    settings: AnyOptimizer,
+    schedule: StageSchedule,
+    precision: str,
+    start_epoch: int = 0,
+) -> Iterator[dict[str, float]]:
+    """Train a stage, giving the numbers of each epoch when it is done.
+
+    Args:
+        stage: The blocks, head and loss, on the runtime's device.
+        loader: This worker's share of every batch.
+        runtime: Where the training runs.
+        optimizer: Over the stage's parameters.
+        settings: The optimiser's config, for the learning rate and its schedule.
+        schedule: The stage's place in the run.
+        precision: "fp32" or "bf16".
+        start_epoch: Epochs of this stage that an earlier attempt has finished.
+
+    Yields:
+        For each epoch, over all workers: loss, accuracy, chance, learning_rate (of the last step) and
+        images_per_second (views over wall time).
+
+    Raises:
+        TrainingError: If the loss is not finite; it names stage, epoch, step and learning rate.
+    """
+    model = runtime.wrap(stage)
+    for epoch in range(start_epoch, schedule.epochs):
+        model.train()
+        started = reported = time.monotonic()
+        losses: list[Tensor] = []
+        totals = torch.zeros(2, device=runtime.device, dtype=torch.float64)  # right answers, views
+        # Views and order depend on the epochs of the whole run, so that no two stages see the same ones.
+        for step, (images, draws) in enumerate(loader.epoch(schedule.epochs_before + epoch)):
+            rate = settings.learning_rate * settings.schedule.scale(schedule.progress(epoch, step / loader.num_steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            views = stage.task.make_views(images.to(runtime.device, non_blocking=True), draws)
+            inputs = views.inputs.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                outcome = model(inputs, views.targets)
+            optimizer.zero_grad(set_to_none=True)
+            outcome.loss.backward()
+            optimizer.step()
+            losses.append(outcome.loss.detach())
+            totals += torch.stack([outcome.correct.double(), totals.new_tensor(len(views.targets))])
+            if len(losses) % _CHECK_EVERY == 0:
+                _check_finite(losses, schedule, epoch, rate)
+            if runtime.rank == 0 and time.monotonic() - reported > _PROGRESS_SECONDS:
+                reported = time.monotonic()
+                runtime.show(Progress(schedule.index, schedule.num_stages, epoch, schedule.epochs, (step + 1) / loader.num_steps))
+        _check_finite(losses, schedule, epoch, rate)
+        correct, num_views = runtime.sum(totals).tolist()
+        mean_loss = runtime.sum(torch.stack(losses).mean().double()).item() / runtime.world_size
+        yield {
+            "loss": mean_loss,
+            "accuracy": correct / num_views,
+            "chance": stage.task.chance,
+            "learning_rate": rate,
+            "images_per_second": num_views / (time.monotonic() - started),
+        }
+
+
+def _check_finite(losses: list[Tensor], schedule: StageSchedule, epoch: int, rate: float) -> None:
+    finite = torch.stack(losses).isfinite()
+    if not finite.all():
+        step = int((~finite).nonzero()[0])
+        raise TrainingError(
+            f"the loss is not finite in stage {schedule.index + 1}, epoch {epoch + 1}, step {step + 1}, at learning rate {rate:g}. "
+            "Lower optimizer.learning_rate, or use training.precision=fp32."
+        )

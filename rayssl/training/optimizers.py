@@ -1,0 +1,80 @@
+"""Optimisers over a stage's trainable parameters, and learning-rate schedules as functions of progress."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from rayssl.schema import Config
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class StepsScheduleConfig(Config):
+    """The learning rate is multiplied by `factor` at each of the fractions."""
+
+    name: Literal["steps"] = "steps"
+    fractions: tuple[Fraction, ...] = (20 / 60, 40 / 60, 50 / 60)
+    """Shares of the schedule's length; PSL drops after 20, 40 and 50 of 60 epochs (section 4.1: "20/20/10/10")."""
+    factor: float = Field(default=0.1, gt=0, lt=1)
+    """Multiplier at each step (section 4.1: "dropped by a factor of 10")."""
+
+    def scale(self, progress: float) -> float:
+        """The learning rate's multiplier at `progress` in [0, 1)."""
+        return self.factor ** sum(progress >= fraction for fraction in self.fractions)
+
+
+class CosineScheduleConfig(Config):
+    """A linear warm-up, then half a cosine down to zero (Loshchilov and Hutter 2017, without restarts)."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the schedule's length that warms up; SimCLR: 10 of 200 epochs, .05."""
+
+    def scale(self, progress: float) -> float:
+        """The learning rate's multiplier at `progress` in [0, 1)."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+
+
+AnySchedule = Annotated[StepsScheduleConfig | CosineScheduleConfig, Field(discriminator="name")]
+
+
+class SGDConfig(Config):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    learning_rate: float = Field(default=0.01, gt=0)
+    """For the whole batch, as given: nothing is scaled (PSL: .01 at 256)."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """As PSL, section 4.1."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Not applied to biases and normalisation parameters (PSL: "no decay for the bias")."""
+    schedule: AnySchedule = StepsScheduleConfig()
+    """Multiplier of the learning rate over a stage, or over the run (method.schedule_scope)."""
+
+    def build(self, module: nn.Module) -> torch.optim.SGD:
+        """An optimiser over the module's trainable parameters alone: a frozen weight left in one would still move."""
+        return torch.optim.SGD(
+            parameter_groups(module, weight_decay=self.weight_decay),
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+        )
+
+
+AnyOptimizer = SGDConfig
+
+
+def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
+    """Split trainable parameters into those with weight decay and those without (biases, normalisation: one-dimensional)."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
