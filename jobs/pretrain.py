@@ -1,8 +1,10 @@
-"""Pre-train by a recipe, as a Ray job.
+"""Pre-train by a recipe, as a Ray job, where DIR is a folder of pictures that every node sees.
 
-    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pretrain.py psl-rotation-small data.root=/shared/pictures
+    ray job submit --address http://HEAD:8265 --working-dir . -- \\
+        python jobs/pretrain.py psl-rotation-small data.root=DIR
 
-Runs, checkpoints and reports go to `storage_path`, which every node must see; MLFLOW_TRACKING_URI names the MLflow server.
+Runs, checkpoints and reports go to `storage_path`, which every node must see, as DIR; MLFLOW_TRACKING_URI names the
+MLflow server.
 """
 
 import sys

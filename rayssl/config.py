@@ -31,7 +31,7 @@ class ClusterConfig(Config):
     max_failures: int = Field(default=3, ge=0)
     """Times that lost workers are replaced before the run gives up."""
     address: str | None = None
-    """A Ray cluster to join ("auto", or HOST:PORT); None joins the one that RAY_ADDRESS names, or starts one on this machine."""
+    """A Ray cluster to join ("auto", or HOST:PORT); None: the one that RAY_ADDRESS names, or one of this run's own."""
 
 
 class ExperimentConfig(Config):
@@ -69,8 +69,8 @@ class ExperimentConfig(Config):
             unit = workers * task.views_per_image
             if self.training.batch_size % unit:
                 raise ValueError(
-                    f"training.batch_size: must be a multiple of {unit} ({workers} workers x {task.views_per_image} views a picture "
-                    f"in method.stages.{index}), got {self.training.batch_size}"
+                    f"training.batch_size: must be a multiple of {unit} ({workers} workers x {task.views_per_image} "
+                    f"views a picture in method.stages.{index}), got {self.training.batch_size}"
                 )
         return self
 
@@ -83,7 +83,10 @@ def recipe_names() -> list[str]:
 def recipe_summaries() -> list[tuple[str, str]]:
     """Name and first comment of each recipe that comes with rayssl."""
     texts = {name: (_recipes() / f"{name}.yaml").read_text() for name in recipe_names()}
-    return [(name, next(line for line in text.splitlines() if line.startswith("# ")).lstrip("# ")) for name, text in texts.items()]
+    return [
+        (name, next(line for line in text.splitlines() if line.startswith("# ")).lstrip("# "))
+        for name, text in texts.items()
+    ]
 
 
 def find_recipe(recipe: str) -> Path:
@@ -98,7 +101,8 @@ def find_recipe(recipe: str) -> Path:
     if recipe in recipe_names():
         return Path(str(_recipes() / f"{recipe}.yaml"))
     raise ConfigError(
-        f"recipe '{recipe}': unknown.{did_you_mean(recipe, recipe_names())} There are: {', '.join(recipe_names())}; or give a path that ends in .yaml"
+        f"recipe '{recipe}': unknown.{did_you_mean(recipe, recipe_names())} There are: {', '.join(recipe_names())}; "
+        "or give a path that ends in .yaml"
     )
 
 

@@ -78,7 +78,7 @@ def run_stage(
     resume: Checkpoint | None,
 ) -> None:
     """Train one stage and add a row an epoch to `history`; after each epoch measure, record, save and report."""
-    stage = method.build_stage(index).to(runtime.device, memory_format=torch.channels_last)
+    stage = method.build_stage(index).to(runtime.device).to(memory_format=torch.channels_last)
     optimizer = config.optimizer.build(stage)
     if resume is not None:
         stage.head.load_state_dict(resume.head)
@@ -108,7 +108,7 @@ def run_stage(
         for epoch, metrics in enumerate(epochs, start=start_epoch + 1):
             last = epoch == schedule.epochs
             if last or epoch % config.online.every == 0:
-                metrics |= online.measure(method.encoder, stage.last_block)
+                metrics.update(online.measure(method.encoder, stage.last_block))
             history.append({"stage": index + 1, "epoch": schedule.epochs_before + epoch, **metrics})
             for record in (tracker, child):
                 record.log_metrics(metrics, step=schedule.epochs_before + epoch)
@@ -116,7 +116,13 @@ def run_stage(
             save = None
             if not last and epoch % config.training.checkpoint_every == 0:
                 save = partial(
-                    _save, config=config, encoder=method.encoder, history=history, cursor=Cursor(index, epoch), stage=stage, optimizer=optimizer
+                    _save,
+                    config=config,
+                    encoder=method.encoder,
+                    history=history,
+                    cursor=Cursor(index, epoch),
+                    stage=stage,
+                    optimizer=optimizer,
                 )
             if not last:
                 runtime.report(metrics, save)
@@ -143,7 +149,9 @@ class OpenPictures:
         return self.test or self.validation
 
 
-def open_data(config: ExperimentConfig, folder: Path, *, rank: int = 0, barrier: Callable[[], None] = lambda: None) -> OpenPictures:
+def open_data(
+    config: ExperimentConfig, folder: Path, *, rank: int = 0, barrier: Callable[[], None] = lambda: None
+) -> OpenPictures:
     """List, check, decode and open the pictures; small sets go to `folder`/cache, once for all workers.
 
     Raises:
@@ -215,7 +223,9 @@ def _restore(runtime: Runtime, encoder: Backbone) -> Checkpoint:
         return Checkpoint(Cursor(), backbone={})
     checkpoint = load_checkpoint(folder, device=runtime.device)
     encoder.load_state_dict(checkpoint.backbone)
-    runtime.show(f"going on from {folder}: stage {checkpoint.cursor.stage + 1}, after {checkpoint.cursor.epoch} epochs of it")
+    runtime.show(
+        f"going on from {folder}: stage {checkpoint.cursor.stage + 1}, after {checkpoint.cursor.epoch} epochs of it"
+    )
     return checkpoint
 
 
@@ -246,7 +256,9 @@ def _write_results(report: Report, encoder: Backbone, pictures: OpenPictures, tr
     folder = report.folder
     torch.save({name: tensor.cpu() for name, tensor in encoder.state_dict().items()}, folder / "encoder.pt")
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in report.history))
-    bad_files = [file for split in (pictures.train, pictures.validation, pictures.test) if split for file in split.bad_files]
+    bad_files = [
+        file for split in (pictures.train, pictures.validation, pictures.test) if split for file in split.bad_files
+    ]
     if bad_files:
         (folder / "bad_files.txt").write_text("".join(f"{file.path}: {file.reason}\n" for file in bad_files))
     tracker.log_metrics(report.metrics, step=len(report.history))

@@ -60,4 +60,6 @@ def mlflow_command(storage_path: Path) -> str:
     uri = tracking_uri(storage_path)
     if uri.startswith("http"):
         return f"the MLflow page is at {uri}"
-    return shlex.join([str(Path(sys.executable).with_name("mlflow")), "server", "--backend-store-uri", uri, "--port", "5000"])
+    return shlex.join(
+        [str(Path(sys.executable).with_name("mlflow")), "server", "--backend-store-uri", uri, "--port", "5000"]
+    )

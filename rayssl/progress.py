@@ -1,10 +1,10 @@
-"""What a person sees while a run trains: a bar a stage on a terminal, a line an epoch in a log, and a table at the end."""
+"""What a person sees: a bar a stage on a terminal, a line an epoch in a log, and a table at the end."""
 
 import time
 from datetime import timedelta
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bars, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rayssl.report import Report
@@ -16,17 +16,17 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+        self._bars = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.TaskProgressColumn(),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("left"),
+            bars.TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._stages: dict[int, int] = {}
+        self._stages: dict[int, bars.TaskID] = {}
         self._first: tuple[float, float] | None = None
 
     def __enter__(self) -> "Display":
@@ -48,9 +48,9 @@ class Display:
     def _advance(self, stage: int, num_stages: int, done: float, epochs: int) -> None:
         if stage not in self._stages:
             for bar in self._stages.values():
-                self._bars.remove_task(bar)  # type: ignore[arg-type]
+                self._bars.remove_task(bar)
             self._stages = {stage: self._bars.add_task(f"stage {stage + 1}/{num_stages}", total=epochs)}
-        self._bars.update(self._stages[stage], completed=done)  # type: ignore[arg-type]
+        self._bars.update(self._stages[stage], completed=done)
 
     def _log(self, event: EpochDone) -> None:
         row = event.row
@@ -79,7 +79,9 @@ def print_report(report: Report, *, console: Console) -> None:
     """The table of the linear probes, and what a reader of it has to know."""
     rows = report.block_table()
     if rows:
-        table = Table("block", "trained", "random", title="Linear probes: top-1 in %, * the best block", title_justify="left")
+        table = Table(
+            "block", "trained", "random", title="Linear probes: top-1 in %, * the best block", title_justify="left"
+        )
         for row in rows:
             table.add_row(*row)
         console.print()

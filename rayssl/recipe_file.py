@@ -43,7 +43,7 @@ MAX_KEYS_LISTED = 12
 
 
 def load_recipe(model: type[M], path: Path, overrides: Sequence[str] = ()) -> tuple[M, list[str]]:
-    """Reads a recipe from a file; the rest is `load_recipe_text`'s.
+    """Read a recipe from a file; the rest is `load_recipe_text`'s.
 
     Args:
         model: The config class of the whole recipe.
@@ -57,7 +57,7 @@ def load_recipe(model: type[M], path: Path, overrides: Sequence[str] = ()) -> tu
 
 
 def load_recipe_text(model: type[M], text: str, *, source: str, overrides: Sequence[str] = ()) -> tuple[M, list[str]]:
-    """Reads a recipe from YAML text, applies overrides and validates the result.
+    """Read a recipe from YAML text, applies overrides and validates the result.
 
     An override of a union's tag (`data.name=folder`) drops what the text says for the old class only, with a note.
     An override inside a section that the text leaves out changes that one key of the section's default.
@@ -91,17 +91,17 @@ def load_recipe_text(model: type[M], text: str, *, source: str, overrides: Seque
 
 
 def to_yaml(config: Config) -> str:
-    """Writes a config as YAML that loads back to an equal config, every default spelled out."""
+    """Write a config as YAML that loads back to an equal config, every default spelled out."""
     return yaml.dump(_to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def flatten(config: Config) -> dict[str, object]:
-    """Gives each value under its dotted key, the key that an override uses; lists of scalars stay lists."""
+    """Give each value under its dotted key, the key that an override uses; lists of scalars stay lists."""
     return dict(_leaves(_to_plain(config), ""))
 
 
 def write_json_schema(model: type[Config], path: Path) -> None:
-    """Writes the JSON schema of a config class, with which editors complete and check recipes.
+    """Write the JSON schema of a config class, with which editors complete and check recipes.
 
     Raises:
         OSError: If the file can't be written.
@@ -111,7 +111,7 @@ def write_json_schema(model: type[Config], path: Path) -> None:
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """Gives " Did you mean 'x'?" for the candidate most like the word, in upper or lower case; "" if none is."""
+    """Give " Did you mean 'x'?" for the candidate most like the word, in upper or lower case; "" if none is."""
     by_lower_case = {candidate.lower(): candidate for candidate in candidates}
     matches = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
     return f" Did you mean '{by_lower_case[matches[0]]}'?" if matches else ""
@@ -153,6 +153,7 @@ class _Override:
 
 class _Mistake(NamedTuple):
     rank: tuple[int, int]
+    """(0, line) in the file, line 0 for what isn't there; (1, place) among the overrides."""
     text: str
 
 
@@ -165,25 +166,26 @@ class _Recipe:
     source: str
     data: dict[str, Any] = field(default_factory=dict)
     origins: dict[Keys, int | _Override] = field(default_factory=dict)
+    """The line, counted from 1, or the override that a key came from; what a default filled in has none."""
     mistakes: list[_Mistake] = field(default_factory=list)
 
     def origin_of(self, keys: Keys) -> int | _Override | None:
-        """Finds the key's own origin, or for a missing key the override that wrote the section around it."""
+        """Find the key's own origin, or for a missing key the override that wrote the section around it."""
         if keys in self.origins or not keys:
             return self.origins.get(keys)
         around = self.origin_of(keys[:-1])
         return around if isinstance(around, _Override) else None
 
     def at_named_key(self, keys: Keys, rule: str) -> tuple[Keys, str, int | _Override | None]:
-        """Moves a rule such as "training.batch_size: must be ..." of a check over several keys to the key it names."""
+        """Move a rule such as "training.batch_size: must be ..." of a check over several keys to the key it names."""
         named, colon, rest = rule.partition(": ")
-        for known, origin in self.origins.items():
-            if colon and known[: len(keys)] == keys and _dotted(known[len(keys) :]) == named:
+        for known, origin in self.origins.items() if colon and " " not in named else ():
+            if known[: len(keys)] == keys and _dotted(known[len(keys) :]) == named:
                 return known, rest, origin
         return keys, rule, self.origin_of(keys)
 
     def add_mistake(self, keys: Keys, rule: str, origin: int | _Override | None) -> None:
-        """Adds a mistake at a key; those without a line come first, those of overrides last."""
+        """Add a mistake at a key; those without a line come first, those of overrides last."""
         text = f"{_dotted(keys)}: {rule}" if keys else rule
         if isinstance(origin, _Override):
             is_same_key = _dotted(keys) == _dotted(origin.segments)
@@ -194,11 +196,11 @@ class _Recipe:
             self.mistakes.append(_Mistake((0, origin), f"{self.source}:{origin}: {text}"))
 
     def add_override_mistake(self, rank: int, override: str, rule: str) -> None:
-        """Adds a mistake of an override."""
+        """Add a mistake of an override."""
         self.mistakes.append(_Mistake((1, rank), f"override {_shorten(override)}: {rule}"))
 
     def forget_origins(self, keys: Keys) -> None:
-        """Drops the origins of a key and of all inside it."""
+        """Drop the origins of a key and of all inside it."""
         self.origins = {known: origin for known, origin in self.origins.items() if known[: len(keys)] != keys}
 
 
@@ -240,7 +242,7 @@ def _parse_recipe(text: str, source: str) -> _Recipe:
 
 
 def _construct(node: yaml.Node, keys: Keys, recipe: _Recipe, override: _Override | None = None) -> Any:
-    """Turns a YAML node into plain data and tells the recipe where each key came from."""
+    """Turn a YAML node into plain data and tells the recipe where each key came from."""
     if isinstance(node, yaml.ScalarNode):
         return _construct_scalar(node)
     if isinstance(node, yaml.SequenceNode):
@@ -323,7 +325,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Composes one node; what is refused is said as yaml says it, with a place."""
+        """Compose one node; what is refused is said as yaml says it, with a place."""
         event: Any = self.peek_event()
         rule = _refusal(event, self.depth)
         if not rule:
@@ -352,7 +354,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes scalars that YAML 1.1 and 1.2 read alike: text that is a number to either is put in quotes."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Writes a shared value twice, since aliases are refused on the way in."""
+        """Write a shared value twice, since aliases are refused on the way in."""
         return True
 
 
@@ -362,7 +364,7 @@ for _kind, _pattern in _CORE_SCHEMA.items():
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    """Writes 1.0e-4, because YAML 1.1 takes a number without a point, or without the exponent's sign, for text."""
+    """Write 1.0e-4, because YAML 1.1 takes a number without a point, or without the exponent's sign, for text."""
     if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e16:
         return dumper.represent_float(value)
     number = Decimal(repr(value)).normalize()
@@ -372,7 +374,7 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Escapes what can't be seen, because PyYAML doubles unusual line breaks in plain and single quotes."""
+    """Escape what can't be seen, because PyYAML doubles unusual line breaks in plain and single quotes."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
@@ -440,7 +442,7 @@ def _parse_override(text: str, rank: int) -> _Override:
 
 
 def _tags_first(overrides: Iterable[_Override]) -> list[_Override]:
-    """Moves each tag before the keys beside it, so that a search may give them in any order."""
+    """Move each tag before the keys beside it, so that a search may give them in any order."""
     ordered: list[_Override] = []
     for override in overrides:
         place = len(ordered)
@@ -458,7 +460,7 @@ def _tags_first(overrides: Iterable[_Override]) -> list[_Override]:
 
 
 def _apply_override(recipe: _Recipe, model: type[BaseModel], override: _Override) -> list[str]:
-    """Sets one value in the recipe's data, and gives the notes about what that dropped."""
+    """Set one value in the recipe's data, and gives the notes about what that dropped."""
     annotation: Any = model
     section: Any = recipe.data
     keys: Keys = ()
@@ -509,7 +511,7 @@ def _default_of(annotation: Any, section: Mapping[str, Any], key: str) -> Any:
 def _change_tag(
     recipe: _Recipe, annotation: Any, keys: Keys, section: dict[str, Any], tag: Any, override: _Override
 ) -> list[str]:
-    """Removes what only the old class has; a typo in the file stays, and stays a mistake.
+    """Remove what only the old class has; a typo in the file stays, and stays a mistake.
 
     Of a default section (no origin) everything goes, because its values were chosen for the old class.
     """
@@ -539,7 +541,7 @@ def _change_tag(
 
 
 def _members(annotation: Any) -> list[Any]:
-    """Lists the alternatives of an annotation without None; one alternative if it isn't a union."""
+    """List the alternatives of an annotation without None; one alternative if it isn't a union."""
     if hasattr(annotation, "__value__"):
         return _members(annotation.__value__)
     if get_origin(annotation) is Annotated:
@@ -575,7 +577,7 @@ def _fields(section_class: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _child(annotation: Any, parent: Any, key: str | int) -> Any:
-    """Gives the annotation of a key or list item, None if it isn't known."""
+    """Give the annotation of a key or list item, None if it isn't known."""
     section_class = _section_class(annotation, parent) if isinstance(parent, dict) else None
     if section_class:
         info = _fields(section_class).get(str(key))
@@ -658,7 +660,7 @@ def _in_plain_words(error: ValidationError, model: type[BaseModel], data: dict[s
 
 
 def _locate(model: type[BaseModel], data: Any, detail: Mapping[str, Any]) -> _Finding:
-    """Follows pydantic's location through annotations and data, past the labels of union members in it."""
+    """Follow pydantic's location through annotations and data, past the labels of union members in it."""
     annotation: Any = model
     around, parent, value = None, None, data
     keys: Keys = ()
@@ -703,7 +705,7 @@ def _describe(finding: _Finding) -> tuple[Keys, str]:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return keys, _bad_tag(finding)
     requirement = _requirement(detail)
-    if not requirement.startswith("must ") or kind in ("value_error", "assertion_error"):
+    if kind not in _REQUIREMENTS and not detail["msg"].startswith("Input should "):
         return keys, requirement
     return keys, _with_help(f"{requirement}, got {_show(value)}", _help(kind, value, requirement))
 

@@ -17,19 +17,20 @@ class Report:
     name: str
     """Name of the recipe."""
     history: list[dict[str, float]]
-    """A row an epoch: stage, epoch, loss, accuracy, chance, learning_rate, images_per_second, probe/..., knn/..., feature/..."""
+    """A row an epoch: stage, epoch, loss, accuracy, chance, learning_rate, images_per_second, probe/..., knn/...,
+    feature/..."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Final numbers; those of a randomly initialised network begin with "random/"."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers has to know."""
 
     def block_table(self) -> list[tuple[str, str, str]]:
-        """Rows (block, trained, random) of the linear probes, accuracies in percent; the best block of each column is starred."""
-        rows = []
+        """Rows (block, trained, random) of the linear probes, in percent; each column's best block is starred."""
+        rows: list[tuple[str, str, str]] = []
         columns = {who: self._accuracies(prefix) for who, prefix in (("trained", ""), ("random", "random/"))}
         for block in range(1, NUM_BLOCKS + 1):
             if block in columns["trained"]:
-                rows.append((f"B{block}", *(_cell(columns[who], block) for who in ("trained", "random"))))
+                rows.append((f"B{block}", _cell(columns["trained"], block), _cell(columns["random"], block)))
         return rows
 
     def write(self) -> Path:
@@ -48,7 +49,12 @@ class Report:
         """The report as Markdown."""
         lines = [f"# {self.name}", "", f"Run `{self.folder.name}`; its settings are in `config.yaml`.", ""]
         if self.block_table():
-            lines += ["## Linear probes, top-1 in %", "", *_markdown_table(("block", "trained", "random"), self.block_table()), ""]
+            lines += [
+                "## Linear probes, top-1 in %",
+                "",
+                *_markdown_table(("block", "trained", "random"), self.block_table()),
+                "",
+            ]
         lines += [f"- {note}" for note in self.notes]
         if self.notes:
             lines.append("")
@@ -66,7 +72,7 @@ class Report:
 
     def _training_table(self) -> tuple[Sequence[str], list[tuple[str, ...]]]:
         header = ("stage", "epoch", "loss", "pretext accuracy", "chance", "views/s", "best online probe", "kNN (k=20)")
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 f"{row['stage']:.0f}",
                 f"{row['epoch']:.0f}",

@@ -55,7 +55,9 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(f"{self.path}: this run is being trained by another process. Wait for it, or change the config.") from None
+                raise ConfigError(
+                    f"{self.path}: this run is being trained by another process. Wait for it, or change the config."
+                ) from None
             yield
 
 
@@ -79,7 +81,9 @@ def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
         run.path.mkdir(parents=True, exist_ok=True)
         (run.path / _CONFIG).write_text(to_yaml(config))
     except OSError as error:
-        raise ConfigError(f"storage_path: must be a folder that can be written, got {config.storage_path} ({error.strerror})") from None
+        raise ConfigError(
+            f"storage_path: must be a folder that can be written, got {config.storage_path} ({error.strerror})"
+        ) from None
     return run
 
 

@@ -1,6 +1,7 @@
 """What the science is given: a Runtime (who and where this worker is) and a Tracker (where numbers go).
 
-`LocalRuntime` runs in one plain process, or under torchrun; Ray's is in `cluster/`. Neither the science nor this module knows Ray or MLflow.
+`LocalRuntime` runs in one plain process, or under torchrun; Ray's is in `cluster/`. Neither the science nor this module
+knows Ray or MLflow.
 """
 
 import contextlib
@@ -72,7 +73,7 @@ class Runtime(Protocol):
         """Wait until every worker is here."""
 
     def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
-        """End an epoch. Called equally often on all ranks; on rank 0 `save` writes a checkpoint into the folder it is given."""
+        """End an epoch; called equally often on all ranks. On rank 0 `save` writes a checkpoint into a given folder."""
 
     def restore(self) -> Path | None:
         """The folder of the last checkpoint, None at the first start."""

@@ -6,7 +6,9 @@ import os
 import socket
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,18 +16,20 @@ from rayssl.errors import ClusterError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Param
 
-# Without these a server that is down holds the training up for minutes, a call.
+# Without these a server that is away holds the training up for minutes, a call.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 EXPERIMENT = "rayssl"
 _STATE = "mlflow.json"
-_FINAL_PATIENCE = 30.0
+_MOST_PARAMS = 100  # that a request may carry
+_PATIENCE = 30.0
 """Seconds that the end of a run waits for a server that is away."""
 
-Call = Callable[["MlflowClient"], object]
+Notify = Callable[[str], None]
 
 
 def tracking_uri(storage_path: Path) -> str:
@@ -34,158 +38,153 @@ def tracking_uri(storage_path: Path) -> str:
 
 
 class MLflowTracker:
-    """One MLflow run. What can't be sent is kept, in order, and sent with the next call; training never waits for long.
+    """One MLflow run, a `Tracker`. Use `open` or `attach`.
 
-    Args:
-        uri: The tracking server or database.
-        run_id: An existing run.
-        folder: The run's folder, where the ids of this run and its children are remembered; None for a child.
-        notify: Told when the server goes away.
+    Calls never raise and never wait for long: what can't be sent is kept, in order, and sent with a later call.
     """
 
-    def __init__(
-        self, uri: str, run_id: str, *, folder: Path | None = None, notify: Callable[[str], None] = warnings.warn
-    ) -> None:
-        self.uri = uri
-        self.run_id = run_id
+    def __init__(self, outbox: "_Outbox", *, folder: Path, run_id: str | None = None) -> None:
+        self.run_id = run_id  # None until a child's creation is sent
+        self._outbox = outbox
         self._folder = folder
-        self._client: MlflowClient | None = None
-        self._pending: list[Call] = []
         self._children: dict[str, MLflowTracker] = {}
-        self._warned = False
-        self._notify = notify
 
     @classmethod
-    def open(cls, folder: Path, *, uri: str, notify: Callable[[str], None] = warnings.warn) -> "MLflowTracker":
-        """Make the record of the run in `folder`, or take up the one it has.
+    def open(cls, folder: Path, *, uri: str, notify: Notify = warnings.warn) -> "MLflowTracker":
+        """Take up the record of the run in `folder`, or make one, as this process's.
+
+        Args:
+            folder: The run's folder; it remembers the record's ids.
+            uri: The tracking server or database.
+            notify: Told when the server goes away later on.
 
         Raises:
-            ClusterError: If the tracking server can't be reached.
+            ClusterError: If the server can't be reached now.
         """
         try:
-            return cls._take_up(folder, uri, notify) or cls._create(folder, uri, notify)
-        except _errors() as error:
+            known = cls.attach(folder, uri=uri, notify=notify)
+            tracker = known or cls(_Outbox(uri, notify), folder=folder, run_id=_create_run(uri, folder))
+            tracker._remember()
+            client = _connect(uri)
+            client.update_run(tracker.run_id, status="RUNNING")
+            for name, value in (("rayssl.host", socket.gethostname()), ("rayssl.pid", str(os.getpid()))):
+                client.set_tag(tracker.run_id, name, value)
+            return tracker
+        except _away() as error:
             raise ClusterError(
-                f"MLflow at {uri}: can't be reached ({str(error).splitlines()[0][:200]}). Start the server, or correct or unset MLFLOW_TRACKING_URI."
+                f"MLflow at {uri}: can't be reached ({_reason(error)}). Start the server, or correct or unset "
+                "MLFLOW_TRACKING_URI."
             ) from None
 
     @classmethod
-    def _create(cls, folder: Path, uri: str, notify: Callable[[str], None]) -> "MLflowTracker":
-        client = _connect(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            location = str(folder.parent / "mlartifacts") if uri.startswith("sqlite") else None
-            experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
-        else:
-            experiment_id = experiment.experiment_id
-        run = client.create_run(experiment_id, run_name=folder.name, tags=_process_tags())
-        tracker = cls(uri, run.info.run_id, folder=folder, notify=notify)
-        tracker._remember()
+    def attach(cls, folder: Path, *, uri: str, notify: Notify = warnings.warn) -> "MLflowTracker | None":
+        """The record that `folder` remembers, None if it has none on this server. Sends nothing."""
+        state = json.loads((folder / _STATE).read_text()) if (folder / _STATE).exists() else {}
+        if state.get("uri") != uri:
+            return None
+        tracker = cls(_Outbox(uri, notify), folder=folder, run_id=state["run_id"])
+        for name, run_id in state["children"].items():
+            tracker._children[name] = cls(tracker._outbox, folder=folder, run_id=run_id)
         return tracker
 
-    @classmethod
-    def _take_up(cls, folder: Path, uri: str, notify: Callable[[str], None]) -> "MLflowTracker | None":
-        """The record that an earlier attempt made, if it made one on this server."""
-        if not (folder / _STATE).exists():
-            return None
-        state = json.loads((folder / _STATE).read_text())
-        if state["uri"] != uri:
-            return None
-        client = _connect(uri)
-        tracker = cls(uri, state["run_id"], folder=folder, notify=notify)
-        tracker._children = {name: cls(uri, run_id, notify=notify) for name, run_id in state["children"].items()}
-        client.update_run(tracker.run_id, status="RUNNING")
-        for name, value in _process_tags().items():
-            client.set_tag(tracker.run_id, name, value)
-        return tracker
+    @property
+    def uri(self) -> str:
+        """The tracking server or database."""
+        return self._outbox.uri
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record parameters by their dotted keys; repeating the same ones is fine."""
         from mlflow.entities import Param
 
         rows = [Param(name, str(value)) for name, value in params.items()]
-        for start in range(0, len(rows), 100):  # the most that a request may carry
-            batch = rows[start : start + 100]
-            self._send(lambda client, batch=batch: client.log_batch(self.run_id, params=batch))  # type: ignore[misc]
+        for start in range(0, len(rows), _MOST_PARAMS):
+            batch = rows[start : start + _MOST_PARAMS]
+            self._outbox.send(partial(self._send_params, batch))
+
+    def _send_params(self, rows: "list[Param]", client: "MlflowClient") -> None:
+        client.log_batch(self.run_id, params=rows)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Record numbers at an epoch of the run; a repeated epoch repeats the same numbers."""
+        """Record numbers at an epoch of the run; an epoch that is done again repeats its numbers."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         rows = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        self._send(lambda client: client.log_batch(self.run_id, metrics=rows))
+        self._outbox.send(lambda client: client.log_batch(self.run_id, metrics=rows))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a file, or all files of a folder."""
         if path.is_dir():
-            self._send(lambda client: client.log_artifacts(self.run_id, str(path), folder))
+            self._outbox.send(lambda client: client.log_artifacts(self.run_id, str(path), folder))
         else:
-            self._send(lambda client: client.log_artifact(self.run_id, str(path), folder))
+            self._outbox.send(lambda client: client.log_artifact(self.run_id, str(path), folder))
 
     def child(self, name: str) -> "MLflowTracker":
-        """The child run called `name`; made at the first call. A server that is away gives the parent's record instead."""
+        """The child run called `name`: made at the first call, opened again at later ones."""
         if name in self._children:
-            self._children[name]._send(lambda client: client.update_run(self._children[name].run_id, status="RUNNING"))
-            return self._children[name]
+            child = self._children[name]
+            self._outbox.send(lambda client: client.update_run(child.run_id, status="RUNNING"))
+            return child
+        child = self._children[name] = MLflowTracker(self._outbox, folder=self._folder)
 
         def create(client: "MlflowClient") -> None:
-            parent = client.get_run(self.run_id)
-            tags = {"mlflow.parentRunId": self.run_id}
-            run_name = f"{parent.info.run_name}/{name}"
-            run = client.create_run(parent.info.experiment_id, run_name=run_name, tags=tags)
-            self._children[name] = MLflowTracker(self.uri, run.info.run_id, notify=self._notify)
+            parent = client.get_run(self.run_id).info
+            tags = {"mlflow.parentRunId": parent.run_id}
+            run = client.create_run(parent.experiment_id, run_name=f"{parent.run_name}/{name}", tags=tags)
+            child.run_id = run.info.run_id
+            self._remember()
 
-        self._send(create)
-        if name not in self._children:
-            self._pending.remove(create)
-            return self
-        self._remember()
-        return self._children[name]
+        self._outbox.send(create)
+        return child
 
     def finish(self, status: str = "FINISHED") -> None:
-        """Send what is left and close the run, and its open children where it did not end well."""
+        """Send what is left and close the run; one that did not end well closes its open children too."""
         if status != "FINISHED":
-            for part in self._children.values():
-                if part._is_running():
-                    part.finish(status)
-        self._send(lambda client: client.set_terminated(self.run_id, status))
-        deadline = time.monotonic() + _FINAL_PATIENCE
-        while self._pending and self._folder is not None and time.monotonic() < deadline:
-            time.sleep(1)
-            self._flush()
-        if self._pending:
-            self._notify(f"MLflow at {self.uri} is still away: {len(self._pending)} records of this run are lost; its folder has them all.")
-
-    def _is_running(self) -> bool:
-        try:
-            return bool(_connect(self.uri).get_run(self.run_id).info.status == "RUNNING")
-        except _errors():
-            return False
-
-    def _send(self, call: Call) -> None:
-        self._pending.append(call)
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            if self._client is None:
-                self._client = _connect(self.uri)
-            while self._pending:
-                self._pending[0](self._client)
-                self._pending.pop(0)
-            self._warned = False
-        except _errors() as error:
-            if not self._warned:
-                reason = str(error).splitlines()[0][:200]
-                self._notify(f"MLflow at {self.uri} can't be reached ({reason}); training goes on, records are kept and sent later.")
-            self._warned = True
+            self._outbox.send(lambda client: _close_children(client, str(self.run_id), status))
+        self._outbox.send(lambda client: client.set_terminated(self.run_id, status))
+        if self._children:
+            self._outbox.drain()
 
     def _remember(self) -> None:
-        if self._folder is not None:
-            children = {name: part.run_id for name, part in self._children.items()}
-            state = {"uri": self.uri, "run_id": self.run_id, "children": children}
-            (self._folder / _STATE).write_text(json.dumps(state, indent=1))
+        children = {name: child.run_id for name, child in self._children.items() if child.run_id}
+        state = {"uri": self.uri, "run_id": self.run_id, "children": children}
+        (self._folder / _STATE).write_text(json.dumps(state, indent=1))
+
+
+class _Outbox:
+    """Calls to a tracking server, sent in order; those that fail because it is away wait for the next one."""
+
+    def __init__(self, uri: str, notify: Notify) -> None:
+        self.uri = uri
+        self._notify = notify
+        self._waiting: deque[Callable[[MlflowClient], object]] = deque()
+        self._is_away = False
+
+    def send(self, call: "Callable[[MlflowClient], object]") -> None:
+        self._waiting.append(call)
+        try:
+            while self._waiting:
+                self._waiting[0](_connect(self.uri))
+                self._waiting.popleft()
+            self._is_away = False
+        except _away() as error:
+            if not self._is_away:
+                self._notify(
+                    f"MLflow at {self.uri} can't be reached ({_reason(error)}); training goes on, records are kept "
+                    "and sent later"
+                )
+            self._is_away = True
+
+    def drain(self) -> None:
+        """Wait for a server that is away, but not for ever."""
+        deadline = time.monotonic() + _PATIENCE
+        while self._waiting and time.monotonic() < deadline:
+            time.sleep(1)
+            self.send(lambda client: None)
+        if self._waiting:
+            self._notify(
+                f"MLflow at {self.uri} is still away: {len(self._waiting)} records are lost; the run's folder has all"
+            )
 
 
 def mark_dead_runs(uri: str) -> None:
@@ -197,16 +196,29 @@ def mark_dead_runs(uri: str) -> None:
     query = f"attributes.status = 'RUNNING' and tags.`rayssl.host` = '{socket.gethostname()}'"
     for run in client.search_runs([experiment.experiment_id], query):
         if not Path(f"/proc/{run.data.tags['rayssl.pid']}").exists():
+            _close_children(client, run.info.run_id, "KILLED")
             client.set_terminated(run.info.run_id, "KILLED")
-            for part in client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"):
-                if part.info.status == "RUNNING":
-                    client.set_terminated(part.info.run_id, "KILLED")
 
 
-def _process_tags() -> dict[str, str]:
-    return {"rayssl.host": socket.gethostname(), "rayssl.pid": str(os.getpid())}
+def _close_children(client: "MlflowClient", run_id: str, status: str) -> None:
+    experiment_id = client.get_run(run_id).info.experiment_id
+    query = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run_id}'"
+    for child in client.search_runs([experiment_id], query):
+        client.set_terminated(child.info.run_id, status)
 
 
+def _create_run(uri: str, folder: Path) -> str:
+    client = _connect(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        experiment_id = experiment.experiment_id
+    else:
+        location = str(folder.parent / "mlartifacts") if uri.startswith("sqlite:") else None
+        experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
+    return str(client.create_run(experiment_id, run_name=folder.name).info.run_id)
+
+
+@cache
 def _connect(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
@@ -215,11 +227,12 @@ def _connect(uri: str) -> "MlflowClient":
     return MlflowClient(uri)
 
 
-def _errors() -> tuple[type[Exception], ...]:
-    """What MLflow raises when its server or database is away (requests' errors are OSErrors)."""
+def _away() -> tuple[type[Exception], ...]:
+    """What MLflow raises when its server or database can't be used; the errors of requests are OSErrors."""
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, SQLAlchemyError, OSError)
+    return (MlflowException, OSError)
 
 
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""The architecture's layers, read from the code: nothing imports from above, and only one place knows Ray and MLflow."""
+"""The architecture's layers, read from the code: nothing imports from above, one place knows Ray, one MLflow."""
 
 import ast
 import subprocess

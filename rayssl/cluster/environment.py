@@ -63,6 +63,7 @@ def _check_size(config: ClusterConfig) -> None:
         wanted = config.workers * each
         if wanted > has.get(resource, 0):
             raise ClusterError(
-                f"cluster.workers: {config.workers} workers with {each:g} {resource}s each need {wanted:g}, the cluster has "
-                f"{has.get(resource, 0):g}. Lower cluster.workers or cluster.{resource.lower()}s_per_worker, or add nodes."
+                f"cluster.workers: {config.workers} workers with {each:g} {resource}s each need {wanted:g}, the "
+                f"cluster has {has.get(resource, 0):g}. Lower cluster.workers or cluster.{resource.lower()}s_per_worker, "
+                "or add nodes."
             )

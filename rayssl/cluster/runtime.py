@@ -14,9 +14,8 @@ from ray.train.v2._internal.execution import context as train_context
 from rayssl.runtime import WorkerGroup
 
 
-@ray.remote(num_cpus=0)
 class ProgressBoard:
-    """What rank 0 has to show, until the driver comes and takes it."""
+    """What rank 0 has to show, until the driver comes and takes it; an actor of its own."""
 
     def __init__(self) -> None:
         self._events: list[object] = []

@@ -1,4 +1,4 @@
-"""A run on Ray Train: one TorchTrainer around `run_experiment`, restarted at its last checkpoint when workers are lost."""
+"""A run on Ray Train: one TorchTrainer around `run_experiment`, which goes on when workers are lost."""
 
 import json
 import threading
@@ -36,12 +36,13 @@ def run_on_ray(
     """
     (folder / _MISTAKE).unlink(missing_ok=True)
     with ray_cluster(config.cluster):
+        import ray
         import ray.train
         from ray.train.torch import TorchTrainer
 
         from rayssl.cluster.runtime import ProgressBoard
 
-        board = ProgressBoard.remote()
+        board = ray.remote(num_cpus=0)(ProgressBoard).remote()
         settings = config.cluster
         resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
         trainer = TorchTrainer(
@@ -64,8 +65,8 @@ def run_on_ray(
             except ray.train.TrainingFailedError as error:
                 _raise_mistake(folder)
                 raise ClusterError(
-                    f"the run stopped after {settings.max_failures + 1} attempts, the last of which ended with: {_last_line(error)}. "
-                    f"Its checkpoints are in {folder}; the same command goes on from there."
+                    f"the run stopped after {settings.max_failures + 1} attempts (cluster.max_failures); the last "
+                    f"ended with: {_last_line(error)}. Its checkpoints are in {folder}; the same command goes on from there."
                 ) from error
     if report is None:
         _raise_mistake(folder)
@@ -73,7 +74,10 @@ def run_on_ray(
 
 
 def _train_worker(arguments: dict[str, Any]) -> Report | None:
-    """What every worker runs. A user's mistake is written down, so that it is not tried again as if a worker had been lost."""
+    """What every worker runs.
+
+    A user's mistake is written down, so that it is not tried again as if a worker had been lost.
+    """
     from rayssl.cluster.runtime import TrainRuntime
     from rayssl.experiment import run_experiment
     from rayssl.tracking import MLflowTracker
@@ -85,7 +89,7 @@ def _train_worker(arguments: dict[str, Any]) -> Report | None:
     runtime = TrainRuntime(folder, num_threads=config.cluster.cpus_per_worker, board=arguments["board"])
     tracker = None
     if runtime.rank == 0 and arguments["tracking_uri"] is not None:
-        tracker = MLflowTracker.open(folder, uri=arguments["tracking_uri"], notify=runtime.show)
+        tracker = MLflowTracker.attach(folder, uri=arguments["tracking_uri"], notify=runtime.show)
     try:
         return run_experiment(config, runtime, tracker)
     except RaysslError as error:

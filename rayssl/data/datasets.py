@@ -7,6 +7,7 @@ pictures, so every set is split by the same rules.
 import math
 import os
 import zipfile
+import zlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,16 +325,18 @@ def _shuffled_classes(labels: np.ndarray, generator: np.random.Generator) -> lis
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as loaded:
-            if isinstance(loaded, np.ndarray):
-                raise DataError(f"data.file: must be an .npz file with `images`, {file} holds a single array.")
-            return {name: loaded[name] for name in loaded.files}
+        with file.open("rb") as opened:
+            if not zipfile.is_zipfile(opened):
+                raise DataError(f"data.file: must be an .npz file with `images`, {file} is none.")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as arrays:
+                return dict(arrays)
     except OSError as error:
         raise DataError(
             f"data.file: {file} can't be read: {error.strerror or error}. Set it to an .npz file."
         ) from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"data.file: {file} is not an .npz file of plain arrays, or is damaged: {error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"data.file: {file} is damaged or holds more than plain arrays: {error}") from error
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], values: np.ndarray, *, prefix: str) -> ImageList:

@@ -28,12 +28,14 @@ class TrainLoader:
         ConfigError: If there is not even one step in an epoch.
     """
 
-    def __init__(self, pictures: Pictures, *, images_per_step: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, pictures: Pictures, *, images_per_step: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.num_steps = len(pictures) // images_per_step
         if self.num_steps == 0:
             raise ConfigError(
-                f"training.batch_size: a step takes {images_per_step} pictures, but there are only {len(pictures)} to train on. "
-                "Lower training.batch_size or raise data.limit."
+                f"training.batch_size: a step takes {images_per_step} pictures, but there are only {len(pictures)} "
+                "to train on. Lower training.batch_size or raise data.limit."
             )
         self._pictures = pictures
         self._images_per_step = images_per_step
@@ -45,19 +47,24 @@ class TrainLoader:
         """This worker's uint8 windows (N, 3, W, W) of each step, with the step's random numbers."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._pictures))
         draws = [
-            Draws(self._seed, epoch, step, batch_size=self._images_per_step, rank=self._rank, world_size=self._world_size)
+            Draws(
+                self._seed, epoch, step, batch_size=self._images_per_step, rank=self._rank, world_size=self._world_size
+            )
             for step in range(self.num_steps)
         ]
         share = self._images_per_step // self._world_size
         first = [step * self._images_per_step + self._rank * share for step in range(self.num_steps)]
-        plan = ((order[i : i + share], step_draws.uniform(0.0, 1.0).numpy()) for i, step_draws in zip(first, draws, strict=True))
+        plan = (
+            (order[i : i + share], step_draws.uniform(0.0, 1.0).numpy())
+            for i, step_draws in zip(first, draws, strict=True)
+        )
         return zip(self._pictures.batches(plan), draws, strict=True)
 
 
 def plain_views(
     pictures: Pictures, indices: np.ndarray, *, image_size: int, eval_resize: int, batch_size: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Normalised views without augmentation, in order: short side to `eval_resize`, then the centre (256 and 224 in the papers)."""
+    """Normalised views without augmentation, in order: short side to `eval_resize`, then the centre (256, 224)."""
     chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     for windows in pictures.batches((chunk, np.full(len(chunk), 0.5)) for chunk in chunks):
         views = to_float(windows.to(device))

@@ -21,8 +21,6 @@ __all__ = [
     "LinearProbeConfig",
     "OnlineConfig",
     "OnlineEvaluation",
-    "OnlineConfig",
-    "OnlineEvaluation",
     "balanced_subset",
     "chance_level",
     "evaluate_linear_probe",

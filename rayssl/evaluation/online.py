@@ -1,4 +1,4 @@
-"""What is measured while a run trains: linear heads and kNN on detached features of a labelled split, and signs of collapse."""
+"""What is measured while a run trains: linear heads and kNN on a labelled split, and signs of collapse."""
 
 from collections.abc import Mapping
 from math import floor, sqrt
@@ -13,15 +13,15 @@ from rayssl.backbones import Backbone
 from rayssl.data import DataConfig
 from rayssl.data.images import Pictures
 from rayssl.data.loaders import plain_views
+from rayssl.evaluation.base import balanced_subset
 from rayssl.evaluation.features import extract_features, feature_statistics
 from rayssl.evaluation.knn import knn_top1
-from rayssl.evaluation.base import balanced_subset
 from rayssl.evaluation.linear_probe import fit_linear_heads, top1
 from rayssl.runtime import Runtime
 from rayssl.schema import Config
 
 _FEATURES = 1024
-"""Features of a block that an online probe sees: a ninth of the full probe's, so that it is cheap enough to leave on."""
+"""Most features of a block that an online probe sees, a ninth of the full probe's: cheap enough to leave on."""
 _NEIGHBOURS = (20, 200)
 
 
@@ -51,7 +51,14 @@ class OnlineEvaluation:
     """
 
     def __init__(
-        self, config: OnlineConfig, train: Pictures, held_out: Pictures | None, *, data: DataConfig, seed: int, runtime: Runtime
+        self,
+        config: OnlineConfig,
+        train: Pictures,
+        held_out: Pictures | None,
+        *,
+        data: DataConfig,
+        seed: int,
+        runtime: Runtime,
     ) -> None:
         self._config = config
         self._data = data
@@ -78,8 +85,15 @@ class OnlineEvaluation:
         labels = torch.from_numpy(self._told.labels[self._shown_indices])
         num_classes = len(self._train.classes)
         if self._config.probe:
+
             def probe(block: int) -> float:
-                heads = fit_linear_heads({block: train[block]}, train_labels, num_classes=num_classes, seed=self._seed, device=self._runtime.device)
+                heads = fit_linear_heads(
+                    {block: train[block]},
+                    train_labels,
+                    num_classes=num_classes,
+                    seed=self._seed,
+                    device=self._runtime.device,
+                )
                 return top1(heads, {block: shown[block]}, labels)[block]
 
             accuracies = self._runtime.map(probe, list(blocks))
@@ -97,7 +111,12 @@ class OnlineEvaluation:
         runtime = self._runtime
         mine = np.array_split(indices, runtime.world_size)[runtime.rank]
         views = plain_views(
-            pictures, mine, image_size=self._data.image_size, eval_resize=self._data.eval_resize, batch_size=250, device=runtime.device
+            pictures,
+            mine,
+            image_size=self._data.image_size,
+            eval_resize=self._data.eval_resize,
+            batch_size=250,
+            device=runtime.device,
         )
 
         def pool(feature_map: Tensor, block: int) -> Tensor:
@@ -115,5 +134,9 @@ class OnlineEvaluation:
 def _subset(pictures: Pictures, count: int, seed: int) -> np.ndarray:
     """At most `count` pictures, as many of each class where there are labels."""
     if pictures.classes:
-        return np.sort(np.asarray(balanced_subset(torch.from_numpy(pictures.labels), max(1, count // len(pictures.classes)), seed=seed)))
+        return np.sort(
+            np.asarray(
+                balanced_subset(torch.from_numpy(pictures.labels), max(1, count // len(pictures.classes)), seed=seed)
+            )
+        )
     return np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int)

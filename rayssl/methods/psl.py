@@ -80,7 +80,9 @@ class PSLConfig(Config):
                     f"stage {number} starts at block {first}, but block {reached + 1} is not trained by then; a stage may start at 1..{reached + 1}"
                 )
             if last < reached:
-                raise ValueError(f"stage {number} ends at block {last}, below the {reached} blocks that are trained already; stages go upwards")
+                raise ValueError(
+                    f"stage {number} ends at block {last}, below the {reached} blocks that are trained already; stages go upwards"
+                )
             reached = last
         return self
 
@@ -122,4 +124,6 @@ class PSL:
     def schedule(self, index: int) -> StageSchedule:
         """The stage's epochs, and those before it."""
         epochs = [stage.epochs for stage in self._config.stages]
-        return StageSchedule(index, self.num_stages, epochs[index], sum(epochs[:index]), sum(epochs), self._config.schedule_scope)
+        return StageSchedule(
+            index, self.num_stages, epochs[index], sum(epochs[:index]), sum(epochs), self._config.schedule_scope
+        )

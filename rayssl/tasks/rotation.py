@@ -78,7 +78,9 @@ class RotationTask:
         else:
             targets = draws.integers(self.num_angles)
         angles = targets * (360 / self.num_angles)
-        views = self._paper_views(images, angles, draws) if self.corners == "paper" else self._views(images, angles, draws)
+        views = (
+            self._paper_views(images, angles, draws) if self.corners == "paper" else self._views(images, angles, draws)
+        )
         inputs = normalize(views)
         if self.corners == "mask":
             inputs = inputs * _disc(self.image_size, inputs.device)
@@ -97,7 +99,7 @@ class RotationTask:
         """Crops whose content and sharpness are the same for every angle.
 
         A crop of side s turned by any angle stays within a circle of diameter s * sqrt 2 ("inside"; a disc needs
-        only s), so the picture is enlarged until the circle fits, if it has to be, and the centre is drawn where it fits.
+        only s), so the picture is enlarged until the circle fits, if it has to be; the centre is drawn where it does.
         """
         diameter = self.image_size * (math.sqrt(2) if self.corners == "inside" else 1)
         side = images.shape[-1]
@@ -105,7 +107,9 @@ class RotationTask:
         reach = side / 2 - diameter / (2 * zoom)
         centers = side / 2 + reach * draws.uniform(-1.0, 1.0, 2)
         first = draws.uniform(0.0, 360.0)
-        turned = rotated_crop(images, first, size=math.ceil(diameter) + _MARGIN, zoom=zoom, centers=centers, padding="border")
+        turned = rotated_crop(
+            images, first, size=math.ceil(diameter) + _MARGIN, zoom=zoom, centers=centers, padding="border"
+        )
         if zoom > 1:
             turned = _blur(turned, 0.5 * zoom)
         copies = self.views_per_image
@@ -115,7 +119,7 @@ class RotationTask:
         return rotated_crop(turned, angles - first, size=self.image_size, zoom=1.0, centers=middle, padding="border")
 
     def _paper_views(self, images: Tensor, angles: Tensor, draws: Draws) -> Tensor:
-        """Resize (256 for 224), turn with black corners, crop the centre to the same size, crop at random (section 4.1)."""
+        """Resize (256 for 224), turn with black corners, crop the centre to that size, crop at random (section 4.1)."""
         short_side = _short_side(self.image_size, "paper")
         offsets = draws.integers(short_side - self.image_size + 1, 2)
         copies = self.views_per_image

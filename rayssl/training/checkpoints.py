@@ -79,8 +79,11 @@ def load_checkpoint(folder: Path, *, device: torch.device | str = "cpu") -> Chec
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{folder}: can't be read ({reason}). Delete this folder to go on from the checkpoint before it, or start over with --fresh."
+            f"{folder}: can't be read ({reason}). Delete this folder to go on from the checkpoint before it, "
+            "or start over with --fresh."
         ) from None
     if readable.get("format") != _FORMAT:
         raise CheckpointError(f"{folder}: must be of format {_FORMAT}, got {readable.get('format')}")
-    return Checkpoint(cursor=Cursor(**readable["cursor"]), history=readable["history"], config=readable["config"], **tensors)
+    return Checkpoint(
+        cursor=Cursor(**readable["cursor"]), history=readable["history"], config=readable["config"], **tensors
+    )

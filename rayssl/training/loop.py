@@ -113,7 +113,9 @@ def train_stage(
                 _check_finite(losses, schedule, epoch, rate)
             if runtime.rank == 0 and time.monotonic() - reported > _PROGRESS_SECONDS:
                 reported = time.monotonic()
-                runtime.show(Progress(schedule.index, schedule.num_stages, epoch, schedule.epochs, (step + 1) / loader.num_steps))
+                runtime.show(
+                    Progress(schedule.index, schedule.num_stages, epoch, schedule.epochs, (step + 1) / loader.num_steps)
+                )
         _check_finite(losses, schedule, epoch, rate)
         correct, num_views = runtime.sum(totals).tolist()
         mean_loss = runtime.sum(torch.stack(losses).mean().double()).item() / runtime.world_size
@@ -131,6 +133,6 @@ def _check_finite(losses: list[Tensor], schedule: StageSchedule, epoch: int, rat
     if not finite.all():
         step = int((~finite).nonzero()[0])
         raise TrainingError(
-            f"the loss is not finite in stage {schedule.index + 1}, epoch {epoch + 1}, step {step + 1}, at learning rate {rate:g}. "
-            "Lower optimizer.learning_rate, or use training.precision=fp32."
+            f"the loss is not finite in stage {schedule.index + 1}, epoch {epoch + 1}, step {step + 1}, at learning "
+            f"rate {rate:g}. Lower optimizer.learning_rate, or use training.precision=fp32."
         )

@@ -72,7 +72,7 @@ AnyOptimizer = SGDConfig
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
-    """Split trainable parameters into those with weight decay and those without (biases, normalisation: one-dimensional)."""
+    """Split trainable parameters into those with weight decay and those without: biases and normalisation, all 1-d."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},

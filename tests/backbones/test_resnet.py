@@ -35,7 +35,7 @@ def test_blocks_of_resnet50_have_the_sizes_that_the_paper_trains() -> None:
     ("depth", "stem", "sides"), [(50, "imagenet", [112, 56, 28, 14, 7]), (18, "small", [32, 32, 16, 8, 4])]
 )
 def test_each_block_halves_the_map_as_the_paper_says(depth: int, stem: str, sides: list[int]) -> None:
-    backbone = ResNetConfig(depth=depth, stem=stem, width=64).build().eval()  # type: ignore[arg-type]
+    backbone = ResNetConfig(depth=depth, stem=stem, width=64).build().eval()
     images = torch.randn(1, 3, sides[0] * (2 if stem == "imagenet" else 1), sides[0] * (2 if stem == "imagenet" else 1))
     for block, side in enumerate(sides, start=1):
         features = backbone(images, block)

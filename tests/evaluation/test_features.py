@@ -236,7 +236,7 @@ def with_spectrum(singular_values: list[float], *, num_rows: int, num_dims: int)
 @pytest.mark.parametrize("rank", [1, 4, 20])
 def test_k_equal_directions_have_effective_rank_k(rank: int, num_rows: int, num_dims: int) -> None:
     features = with_spectrum([3.0] * rank, num_rows=num_rows, num_dims=num_dims)
-    assert feature_statistics(features)["effective_rank"] == pytest.approx(rank, rel=1e-5)
+    assert feature_statistics(features)["effective_rank"] == pytest.approx(rank, rel=1e-9)
 
 
 def test_effective_rank_is_the_exponential_of_the_spectrums_entropy() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayssl.backbones import Backbone
-from rayssl.data import BadFile, DataConfig
+from rayssl.data import BadFile, DigitsConfig
 from rayssl.data.images import Plan
 from rayssl.errors import ConfigError, RaysslError
 from rayssl.evaluation import AnyEvaluation, Evaluation
@@ -186,6 +186,8 @@ def test_initial_weights_have_deviation_one_hundredth_and_no_bias() -> None:
     assert weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert weight.mean().item() == pytest.approx(0, abs=2e-4)
     assert not bias.any()
+    first, _, second, _ = LinearHeads({1: 8, 2: 8}, 3).parameters()
+    assert not torch.equal(first, second)
 
 
 def test_chosen_rows_train_as_if_the_others_were_not_there() -> None:
@@ -377,7 +379,7 @@ def test_an_encoder_in_train_mode_is_measured_and_left_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     config: Evaluation = LinearProbeConfig(blocks=(1, 3), epochs=8, batch_size=16, train_limit=100)
     train, test = ColouredSquares(200, seed=0), ColouredSquares(120, seed=1)
-    metrics = dict(config.evaluate(encoder, train, test, data=DataConfig(image_size=32), seed=0, device=CPU))
+    metrics = dict(config.evaluate(encoder, train, test, data=DigitsConfig(image_size=32), seed=0, device=CPU))
     assert list(metrics) == ["linear_probe/b1/top1", "linear_probe/b3/top1", "linear_probe/best/top1"]
     assert metrics["linear_probe/b1/top1"] > 0.8
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
@@ -397,7 +399,7 @@ def test_features_beyond_the_memory_limit_are_refused_before_they_are_computed()
     config = LinearProbeConfig(feature_cache_gib=1e-6)
     pictures = ColouredSquares(50, seed=0)
     with pytest.raises(ConfigError, match="feature_cache_gib"):
-        dict(config.evaluate(TinyEncoder(), pictures, pictures, data=DataConfig(image_size=32), seed=0, device=CPU))
+        dict(config.evaluate(TinyEncoder(), pictures, pictures, data=DigitsConfig(image_size=32), seed=0, device=CPU))
 
 
 # ---- config ----
