@@ -81,12 +81,9 @@ def recipe_names() -> list[str]:
 
 
 def recipe_summaries() -> list[tuple[str, str]]:
-    """Name and first comment of each recipe that comes with rayssl."""
+    """Name and first comment of each recipe that comes with rayssl, below the line that names the schema."""
     texts = {name: (_recipes() / f"{name}.yaml").read_text() for name in recipe_names()}
-    return [
-        (name, next(line for line in text.splitlines() if line.startswith("# ")).lstrip("# "))
-        for name, text in texts.items()
-    ]
+    return [(name, text.splitlines()[1].removeprefix("# ")) for name, text in texts.items()]
 
 
 def find_recipe(recipe: str) -> Path:

@@ -5,9 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from rayssl.evaluation.base import Evaluation, balanced_subset, chance_level
-from rayssl.evaluation.features import extract_features, feature_statistics, run_blocks, unchanged
+from rayssl.evaluation.features import extract_features, feature_statistics, pool_block, run_blocks, unchanged
 from rayssl.evaluation.knn import knn_top1
-from rayssl.evaluation.linear_probe import LinearProbeConfig, evaluate_linear_probe, fit_linear_heads, pool_block, top1
+from rayssl.evaluation.linear_heads import fit_linear_heads, top1
+from rayssl.evaluation.linear_probe import LinearProbeConfig, evaluate_linear_probe
 from rayssl.evaluation.online import OnlineConfig, OnlineEvaluation
 
 AnyEvaluation = Annotated[

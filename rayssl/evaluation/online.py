@@ -1,7 +1,6 @@
 """What is measured while a run trains: linear heads and kNN on a labelled split, and signs of collapse."""
 
-from collections.abc import Mapping
-from math import floor, sqrt
+from math import isqrt
 
 import numpy as np
 import torch
@@ -16,13 +15,14 @@ from rayssl.data.loaders import plain_views
 from rayssl.evaluation.base import balanced_subset
 from rayssl.evaluation.features import extract_features, feature_statistics
 from rayssl.evaluation.knn import knn_top1
-from rayssl.evaluation.linear_probe import fit_linear_heads, top1
+from rayssl.evaluation.linear_heads import fit_linear_heads, top1
 from rayssl.runtime import Runtime
 from rayssl.schema import Config
 
 _FEATURES = 1024
 """Most features of a block that an online probe sees, a ninth of the full probe's: cheap enough to leave on."""
 _NEIGHBOURS = (20, 200)
+_VIEWS_AT_ONCE = 250
 
 
 class OnlineConfig(Config):
@@ -39,12 +39,14 @@ class OnlineConfig(Config):
 
 
 class OnlineEvaluation:
-    """Measures an encoder at the end of an epoch, each worker a share of the pictures and of the blocks.
+    """Measures an encoder at the end of an epoch; each worker takes a share of the pictures and of the blocks.
+
+    Without labels, or without pictures held out, only `feature/...` is measured.
 
     Args:
         config: What to measure.
-        train: Labelled pictures to learn from, or unlabelled ones (then only `feature/...` is measured).
-        held_out: Labelled pictures to tell, never trained on; None measures no accuracy.
+        train: Pictures to learn from.
+        held_out: Pictures to tell, never trained on; None: none were held out.
         data: For the size of the views.
         seed: The run's seed.
         runtime: The worker group.
@@ -64,79 +66,84 @@ class OnlineEvaluation:
         self._data = data
         self._seed = seed
         self._runtime = runtime
+        self._has_labels = bool(train.classes) and held_out is not None and bool((held_out.labels >= 0).any())
         self._train = train
-        self._held_out = held_out
-        labelled = bool(train.classes) and held_out is not None and bool((held_out.labels >= 0).any())
-        self._told = None if not labelled else held_out
-        self._train_indices = _subset(train, config.images, seed) if labelled else np.arange(0)
-        shown = held_out if held_out is not None else train
-        self._shown = shown
-        self._shown_indices = _subset(shown, config.images // 2, seed)
+        self._train_rows = _subset(train, config.images, seed=seed)
+        self._told = train if held_out is None else held_out
+        self._told_rows = _subset(self._told, config.images // 2, seed=seed)
 
     def measure(self, encoder: Backbone, last_block: int) -> dict[str, float]:
-        """Measure blocks B1..`last_block`; accuracies in [0, 1]. The encoder is left as it was."""
-        blocks = range(1, last_block + 1)
-        shown, pooled_shown = self._features(encoder, self._shown, self._shown_indices, blocks)
-        metrics = {f"feature/{name}": value for name, value in feature_statistics(pooled_shown).items()}
-        if self._told is None or not (self._config.probe or self._config.knn):
+        """Measure blocks B1..`last_block`; accuracies in [0, 1]. The encoder is left as it was.
+
+        Returns:
+            `feature/std` and `feature/effective_rank` of the last block (see `feature_statistics`), and what the
+            config asks for.
+        """
+        told = self._features(encoder, self._told, self._told_rows, last_block)
+        pooled_told = _average(told[last_block], encoder, last_block)
+        metrics = {f"feature/{name}": value for name, value in feature_statistics(pooled_told).items()}
+        if not self._has_labels or not (self._config.probe or self._config.knn):
             return metrics
-        train, pooled_train = self._features(encoder, self._train, self._train_indices, blocks)
-        train_labels = torch.from_numpy(self._train.labels[self._train_indices])
-        labels = torch.from_numpy(self._told.labels[self._shown_indices])
+        train = self._features(encoder, self._train, self._train_rows, last_block)
+        train_labels = torch.from_numpy(self._train.labels[self._train_rows])
+        told_labels = torch.from_numpy(self._told.labels[self._told_rows])
         num_classes = len(self._train.classes)
+
+        def probe(block: int) -> float:
+            heads = fit_linear_heads(
+                {block: train[block]},
+                train_labels,
+                num_classes=num_classes,
+                channels={block: encoder.block_channels[block - 1]},
+                seed=self._seed,
+                device=self._runtime.device,
+            )
+            return top1(heads, {block: told[block]}, told_labels)[block]
+
         if self._config.probe:
-
-            def probe(block: int) -> float:
-                heads = fit_linear_heads(
-                    {block: train[block]},
-                    train_labels,
-                    num_classes=num_classes,
-                    seed=self._seed,
-                    device=self._runtime.device,
-                )
-                return top1(heads, {block: shown[block]}, labels)[block]
-
-            accuracies = self._runtime.map(probe, list(blocks))
+            blocks = list(train)
+            accuracies = self._runtime.map(probe, blocks)
             metrics |= {f"probe/b{block}/top1": accuracy for block, accuracy in zip(blocks, accuracies, strict=True)}
             metrics["probe/best/top1"] = max(accuracies)
         if self._config.knn:
-            told = knn_top1(pooled_train, train_labels, pooled_shown, labels, k=_NEIGHBOURS, num_classes=num_classes)
-            metrics |= {f"knn/k{k}/top1": accuracy for k, accuracy in told.items()}
+            pooled_train = _average(train[last_block], encoder, last_block)
+            neighbours = knn_top1(
+                pooled_train, train_labels, pooled_told, told_labels, k=_NEIGHBOURS, num_classes=num_classes
+            )
+            metrics |= {f"knn/k{k}/top1": accuracy for k, accuracy in neighbours.items()}
         return metrics
 
-    def _features(
-        self, encoder: Backbone, pictures: Pictures, indices: np.ndarray, blocks: range
-    ) -> tuple[Mapping[int, Tensor], Tensor]:
-        """Pooled maps of each block, of all workers' shares in order, and the last block's average over its cells."""
-        runtime = self._runtime
-        mine = np.array_split(indices, runtime.world_size)[runtime.rank]
+    def _features(self, encoder: Backbone, pictures: Pictures, rows: np.ndarray, last_block: int) -> dict[int, Tensor]:
+        """Block -> pooled map (N, F) of all rows, in order, gathered from the workers."""
         views = plain_views(
             pictures,
-            mine,
+            np.array_split(rows, self._runtime.world_size)[self._runtime.rank],
             image_size=self._data.image_size,
             eval_resize=self._data.eval_resize,
-            batch_size=250,
-            device=runtime.device,
+            batch_size=_VIEWS_AT_ONCE,
+            device=self._runtime.device,
         )
-
-        def pool(feature_map: Tensor, block: int) -> Tensor:
-            side = max(1, min(floor(sqrt(_FEATURES / feature_map.shape[1])), feature_map.shape[-1]))
-            return functional.adaptive_avg_pool2d(feature_map, side).flatten(1)
-
-        features = extract_features(encoder, views, blocks=blocks, pool=pool, device=runtime.device)
-        shares = runtime.gather(features)
-        whole = {block: torch.cat([share[block] for share in shares]) for block in blocks}
-        channels = encoder.block_channels[blocks[-1] - 1]
-        last = whole[blocks[-1]]
-        return whole, last.view(len(last), channels, -1).mean(2)
-
-
-def _subset(pictures: Pictures, count: int, seed: int) -> np.ndarray:
-    """At most `count` pictures, as many of each class where there are labels."""
-    if pictures.classes:
-        return np.sort(
-            np.asarray(
-                balanced_subset(torch.from_numpy(pictures.labels), max(1, count // len(pictures.classes)), seed=seed)
-            )
+        blocks = range(1, last_block + 1)
+        shares = self._runtime.gather(
+            extract_features(encoder, views, blocks=blocks, pool=_pool, device=self._runtime.device)
         )
-    return np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int)
+        return {block: torch.cat([share[block] for share in shares]) for block in blocks}
+
+
+def _pool(feature_map: Tensor, block: int) -> Tensor:
+    """Average cells until at most `_FEATURES` features are left: (N, C * side * side)."""
+    side = max(1, min(isqrt(_FEATURES // feature_map.shape[1]), feature_map.shape[-1]))
+    return functional.adaptive_avg_pool2d(feature_map, side).flatten(1)
+
+
+def _average(features: Tensor, encoder: Backbone, block: int) -> Tensor:
+    """Average over the cells that `_pool` left: (N, C)."""
+    return features.unflatten(1, (encoder.block_channels[block - 1], -1)).mean(2)
+
+
+def _subset(pictures: Pictures, count: int, *, seed: int) -> np.ndarray:
+    """Rows of at most `count` pictures, as many of each class where there are labels."""
+    if not pictures.classes:
+        return np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int)
+    per_class = max(1, count // len(pictures.classes))
+    return balanced_subset(torch.from_numpy(pictures.labels), per_class, seed=seed).numpy()

@@ -1,15 +1,16 @@
 """PSL, progressive stage-wise learning: a list of stages over overlapping blocks, tasks from easy to hard.
 
-PSL, SL, PSL_f, the end-to-end baseline and greedy training are such lists, so ablations are configs (paper, Tables 5 and 6).
+PSL, SL, PSL_f, the end-to-end baseline and greedy training are such lists, so ablations are configs (paper, Tables 5
+and 6).
 """
 
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError, WithJsonSchema, field_validator, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from rayssl.backbones import NUM_BLOCKS, Backbone
+from rayssl.recipe_file import parse_each
 from rayssl.schema import Config
 from rayssl.tasks import AnyTask
 from rayssl.training.loop import StageSchedule
@@ -32,7 +33,7 @@ class PSLStageConfig(Config):
     @classmethod
     def _consecutive(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
         if any(after != before + 1 for before, after in zip(blocks, blocks[1:], strict=False)):
-            raise ValueError("blocks must follow one another upwards, such as [2, 3, 4]")
+            raise ValueError(f"must follow one another upwards, such as [2, 3, 4], got {list(blocks)}")
         return blocks
 
 
@@ -54,34 +55,29 @@ class PSLConfig(Config):
 
     @field_validator("stages")
     @classmethod
-    def _check_levels(cls, stages: tuple[PSLStageConfig, ...], info: Any) -> tuple[PSLStageConfig, ...]:
-        """Check each level by the task's own rules, naming the stage."""
+    def _check_levels(cls, stages: tuple[PSLStageConfig, ...], info: ValidationInfo) -> tuple[PSLStageConfig, ...]:
+        """Check each level by the task's own rules."""
         task = info.data.get("task")
         if task is None:  # the task's own mistake is reported already
             return stages
-        checked, mistakes = [], []
-        for index, stage in enumerate(stages):
-            try:
-                checked.append(stage.model_copy(update={"level": task.parse_level(stage.level)}))
-            except ValidationError as error:
-                mistakes += [_at(detail, (index, "level")) for detail in error.errors()]
-        if mistakes:
-            raise ValidationError.from_exception_data("stages", mistakes)
-        return tuple(checked)
+        levels = parse_each(task.parse_level, {(index, "level"): stage.level for index, stage in enumerate(stages)})
+        return tuple(stage.model_copy(update={"level": level}) for stage, level in zip(stages, levels, strict=True))
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         """A stage can't stand on blocks that nothing has trained, unless it trains them."""
         reached = 0
-        for number, stage in enumerate(self.stages, start=1):
+        for index, stage in enumerate(self.stages):
             first, last = stage.blocks[0], stage.blocks[-1]
             if first > reached + 1:
                 raise ValueError(
-                    f"stage {number} starts at block {first}, but block {reached + 1} is not trained by then; a stage may start at 1..{reached + 1}"
+                    f"stages.{index}.blocks: must start at {reached + 1} or below, because stage {index + 1} stands on "
+                    f"block {reached + 1} and nothing has trained it, got {list(stage.blocks)}"
                 )
             if last < reached:
                 raise ValueError(
-                    f"stage {number} ends at block {last}, below the {reached} blocks that are trained already; stages go upwards"
+                    f"stages.{index}.blocks: must end at {reached} or above, because the stages before have trained "
+                    f"blocks 1 to {reached}, got {list(stage.blocks)}"
                 )
             reached = last
         return self
@@ -89,13 +85,6 @@ class PSLConfig(Config):
     def build(self, encoder: Backbone, *, image_size: int, seed: int) -> "PSL":
         """Bind the method to an encoder."""
         return PSL(self, encoder, image_size=image_size, seed=seed)
-
-
-def _at(detail: Any, prefix: tuple[int | str, ...]) -> InitErrorDetails:
-    """One mistake of a nested check, at its place in the outer one."""
-    kind = detail["type"]
-    known = PydanticCustomError(kind, "{message}", {"message": detail["msg"]}) if kind in ("value_error",) else kind
-    return InitErrorDetails(type=known, loc=(*prefix, *detail["loc"]), input=detail["input"], ctx=detail.get("ctx", {}))
 
 
 class PSL:

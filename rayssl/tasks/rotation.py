@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from rayssl.data.augment import Draws, crop, flip, normalize, rotated_crop
 from rayssl.data.color import gaussian_blur
+from rayssl.recipe_file import parse_section
 from rayssl.schema import Config
 from rayssl.tasks.base import TaskLoss, Views
 
@@ -43,8 +44,12 @@ class RotationConfig(Config):
     geometry, whose black corners tell odd multiples of 45 degrees from the others."""
 
     def parse_level(self, level: object) -> RotationLevel:
-        """Check the settings of one stage's level."""
-        return RotationLevel.model_validate(level)
+        """Check the settings of one stage's level.
+
+        Raises:
+            ValidationError: If they break a rule; see `parse_section`.
+        """
+        return parse_section(RotationLevel, level)
 
     def build(self, level: RotationLevel, *, image_size: int) -> "RotationTask":
         """Make the task at one level for views of `image_size` pixels."""

@@ -4,6 +4,7 @@ import os
 import pickle
 import urllib.request
 from collections.abc import Callable
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -124,6 +125,13 @@ def test_a_subset_keeps_the_classes_shares() -> None:
 def test_a_subset_covers_rare_classes() -> None:
     labels = np.repeat([0, 1, 2, 3], [1, 2, 997, 1])
     assert set(labels[stratified_subset(labels, 4, seed=0)]) == {0, 1, 2, 3}
+
+
+def test_a_subset_smaller_than_the_number_of_classes_does_not_prefer_the_first() -> None:
+    labels = np.repeat(np.arange(10), 5)
+    drawn = [labels[stratified_subset(labels, 3, seed=seed)] for seed in range(40)]
+    assert all(len(set(each)) == 3 for each in drawn)
+    assert set(np.concatenate(drawn)) == set(range(10))
 
 
 def test_subsets_are_nested_ascending_and_follow_the_seed() -> None:
@@ -447,7 +455,7 @@ def test_without_download_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest
 
 def test_a_refused_download_is_not_blamed_on_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
-        raise HTTPError("", 403, "Forbidden", {}, None)  # type: ignore[arg-type]
+        raise HTTPError("", 403, "Forbidden", Message(), None)
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     with pytest.raises(DataError, match="It failed with: HTTP Error 403: Forbidden"):

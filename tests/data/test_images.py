@@ -380,12 +380,12 @@ def test_windows_are_slices_along_the_long_side(tmp_path: Path) -> None:
 
 
 def test_smaller_pictures_are_enlarged_to_the_largest_short_side(tmp_path: Path) -> None:
-    small, large = noise(10, 15, 3), noise(20, 20, 3, seed=1)
-    store = cached(write_pictures(tmp_path, [small, large]), tmp_path / "cache")
-    enlarged = np.asarray(Image.fromarray(small).resize((30, 20), Image.Resampling.BICUBIC))
+    wide, tall, large = noise(10, 15, 3), noise(17, 11, 3, seed=1), noise(20, 20, 3, seed=2)
+    store = cached(write_pictures(tmp_path, [wide, tall, large]), tmp_path / "cache")
+    enlarged_wide = np.asarray(Image.fromarray(wide).resize((30, 20), Image.Resampling.BICUBIC))
+    enlarged_tall = np.asarray(Image.fromarray(tall).resize((20, 31), Image.Resampling.BICUBIC))
     assert store.side == 20
-    assert np.array_equal(windows(store, [0], 0.0)[0], enlarged[:, :20])
-    assert np.array_equal(windows(store, [1])[0], large)
+    assert np.array_equal(windows(store, [0, 1, 2], 0.0), np.stack([enlarged_wide[:, :20], enlarged_tall[:20], large]))
 
 
 def test_arrays_are_reduced_like_files(tmp_path: Path) -> None:

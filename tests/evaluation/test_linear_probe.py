@@ -13,16 +13,10 @@ from rayssl.data import BadFile, DigitsConfig
 from rayssl.data.images import Plan
 from rayssl.errors import ConfigError, RaysslError
 from rayssl.evaluation import AnyEvaluation, Evaluation
-from rayssl.evaluation.base import chance_level
-from rayssl.evaluation.linear_probe import (
-    LinearHeads,
-    LinearProbeConfig,
-    balanced_subset,
-    evaluate_linear_probe,
-    fit_linear_heads,
-    pool_block,
-    top1,
-)
+from rayssl.evaluation.base import balanced_subset, chance_level
+from rayssl.evaluation.features import pool_block
+from rayssl.evaluation.linear_heads import LinearHeads, fit_linear_heads, top1
+from rayssl.evaluation.linear_probe import LinearProbeConfig, evaluate_linear_probe
 
 CPU = torch.device("cpu")
 
@@ -165,6 +159,15 @@ def test_every_step_is_nesterov_sgd_with_decay_at_the_scheduled_rate() -> None:
     torch.testing.assert_close(trained["heads.b2.linear.weight"].double(), weight, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(trained["heads.b2.linear.bias"].double(), bias, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(trained["heads.b2.norm.running_mean"].double(), whole.mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_with_channels_given_their_cells_are_normalised_as_batchnorm2d_does() -> None:
+    """Goyal et al.'s SpatialBN: one mean and deviation for all cells of a channel."""
+    maps = torch.randn(32, 3, 4, 4) * torch.tensor([1.0, 5.0, 0.1])[:, None, None] + 2
+    heads = LinearHeads({4: 48}, 10, channels={4: 3}).train()
+    reference = torch.nn.BatchNorm2d(3, affine=False)
+    expected = heads.heads["b4"].linear(reference(maps).flatten(1))
+    torch.testing.assert_close(heads({4: maps.flatten(1)})[4], expected)
 
 
 def test_a_seed_decides_everything_and_the_global_generator_nothing() -> None:
