@@ -48,6 +48,8 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     tracker = tracker if tracker is not None and runtime.rank == 0 else NullTracker()
     tracker.log_params(flatten(config))
     pictures = open_data(config, runtime.folder, rank=runtime.rank, barrier=runtime.barrier)
+    for note in _list_bad_files(pictures, runtime):
+        runtime.show(note)
     encoder = build_encoder(config).to(runtime.device)
     method = config.method.build(encoder, image_size=config.data.image_size, seed=config.seed)
     restored = _restore(runtime, encoder)
@@ -59,9 +61,10 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
         resume = restored if restored.cursor.stage == index and restored.cursor.epoch else None
         run_stage(config, method, index, pictures.train, online, runtime, tracker, history, resume)
     metrics, notes = evaluate_beside_random(config, encoder, pictures, runtime)
+    notes += _list_bad_files(pictures, runtime)  # again: a large set is read while it is trained on
     report = Report(runtime.folder, config.name, history, metrics, notes)
     if runtime.rank == 0:
-        _write_results(report, encoder, pictures, tracker)
+        _write_results(report, encoder, tracker)
     runtime.barrier()
     return report
 
@@ -217,6 +220,19 @@ def evaluate_beside_random(
     return metrics, [f"{note} Tested on {len(told):,} pictures ({where})." for note in notes]
 
 
+def _list_bad_files(pictures: OpenPictures, runtime: Runtime) -> list[str]:
+    """Write down the pictures that any worker could not read; a sentence about them, if there are any."""
+    splits = [split for split in (pictures.train, pictures.validation, pictures.test) if split is not None]
+    lists = runtime.gather([f"{file.path}: {file.reason}" for split in splits for file in split.bad_files])
+    lines = sorted({line for lines in lists for line in lines})
+    if not lines:
+        return []
+    path = runtime.folder / "bad_files.txt"
+    if runtime.rank == 0:
+        path.write_text("\n".join(lines) + "\n")
+    return [f"{len(lines)} pictures can't be read and are left out; {path} lists them."]
+
+
 def _restore(runtime: Runtime, encoder: Backbone) -> Checkpoint:
     folder = runtime.restore()
     if folder is None:
@@ -251,16 +267,11 @@ def _save(
     save_checkpoint(checkpoint, folder)
 
 
-def _write_results(report: Report, encoder: Backbone, pictures: OpenPictures, tracker: Tracker) -> None:
+def _write_results(report: Report, encoder: Backbone, tracker: Tracker) -> None:
     """Write the run's last files and record them; report.json, written last, says that the run is finished."""
     folder = report.folder
     torch.save({name: tensor.cpu() for name, tensor in encoder.state_dict().items()}, folder / "encoder.pt")
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in report.history))
-    bad_files = [
-        file for split in (pictures.train, pictures.validation, pictures.test) if split for file in split.bad_files
-    ]
-    if bad_files:
-        (folder / "bad_files.txt").write_text("".join(f"{file.path}: {file.reason}\n" for file in bad_files))
     tracker.log_metrics(report.metrics, step=len(report.history))
     report.write()
     for name in ("config.yaml", "history.jsonl", "report.md", "report.json", "bad_files.txt", "encoder.pt"):

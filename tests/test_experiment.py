@@ -1,0 +1,165 @@
+"""Whole runs in one process: what they leave behind, that seeds decide them, and that they go on where they stopped."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rayssl.config import load_config
+from rayssl.errors import ConfigError, DataError
+from rayssl.experiment import build_encoder, run_experiment
+from rayssl.report import Report
+from rayssl.runs import open_run
+from rayssl.runtime import LocalRuntime
+from rayssl.training.checkpoints import load_checkpoint
+from tests.conftest import SmallRun
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Stands for whatever ends a process."""
+
+
+class DyingRuntime(LocalRuntime):
+    """Dies right after the n-th report has been written."""
+
+    def __init__(self, folder: Path, *, after: int) -> None:
+        super().__init__(folder, num_threads=1)
+        self._left = after
+
+    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+        super().report(metrics, save)
+        self._left -= 1
+        if self._left == 0:
+            raise Interrupted
+
+
+def weights(report: Report) -> dict[str, torch.Tensor]:
+    return torch.load(report.folder / "encoder.pt", weights_only=True)
+
+
+def equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
+
+
+def test_a_run_leaves_all_that_it_promises(small_run: SmallRun) -> None:
+    report = run_experiment(small_run.config())
+    assert [row["stage"] for row in report.history] == [1, 2, 2, 3]
+    assert {f"linear_probe/b{block}/top1" for block in range(1, 6)} <= report.metrics.keys()
+    assert {f"random/linear_probe/b{block}/top1" for block in range(1, 6)} <= report.metrics.keys()
+    files = {path.name for path in report.folder.iterdir()}
+    assert {"config.yaml", "history.jsonl", "report.md", "report.json", "encoder.pt", "stage-1", "stage-3"} <= files
+    assert [json.loads(line) for line in (report.folder / "history.jsonl").read_text().splitlines()] == report.history
+    for number in (1, 2, 3):
+        assert load_checkpoint(report.folder / f"stage-{number}").cursor.stage == number
+    assert equal(load_checkpoint(report.folder / "stage-3").backbone, weights(report))
+    reloaded = load_config(report.folder / "config.yaml")
+    assert reloaded == small_run.config()
+
+
+def test_each_stage_trains_its_blocks_and_no_others(small_run: SmallRun) -> None:
+    config = small_run.config()
+    report = run_experiment(config)
+    before = build_encoder(config).state_dict()
+    trained = [{"conv1", "bn1", "layer1", "layer2"}, {"layer1", "layer2", "layer3"}, {"layer2", "layer3", "layer4"}]
+    for number, names in enumerate(trained, start=1):
+        after = load_checkpoint(report.folder / f"stage-{number}").backbone
+        changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+        assert changed == names
+        before = after
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(small_run: SmallRun) -> None:
+    first = run_experiment(small_run.config())
+    again = run_experiment(small_run.config())
+    other = run_experiment(small_run.config("seed=1"))
+    assert again.folder.name == f"{first.folder.name}-2"
+    assert equal(weights(first), weights(again))
+    assert without_times(first.history) == without_times(again.history)
+    assert first.metrics == again.metrics
+    assert not equal(weights(first), weights(other))
+
+
+@pytest.mark.parametrize(
+    "reports", [1, 2, 3, 4], ids=["after stage 1", "inside stage 2", "after stage 2", "at the end"]
+)
+def test_a_run_that_died_goes_on_and_ends_as_if_it_had_not(small_run: SmallRun, reports: int) -> None:
+    whole = run_experiment(small_run.config("name=whole"))
+    config = small_run.config()
+    run = open_run(config)
+    with pytest.raises(Interrupted):
+        run_experiment(config, DyingRuntime(run.path, after=reports))
+    report = run_experiment(config)
+    assert report.folder == run.path
+    assert equal(weights(report), weights(whole))
+    assert without_times(report.history) == without_times(whole.history)
+    assert report.metrics == whole.metrics
+
+
+def test_fresh_leaves_the_unfinished_run_alone(small_run: SmallRun) -> None:
+    config = small_run.config()
+    run = open_run(config)
+    assert open_run(config) == run
+    assert open_run(config, fresh=True).run_id == f"{run.run_id}-2"
+
+
+def test_a_run_in_use_is_refused(small_run: SmallRun) -> None:
+    run = open_run(small_run.config())
+    with run.locked(), pytest.raises(ConfigError, match="being trained by another process"), run.locked():
+        pass
+
+
+def test_pictures_without_labels_train_and_say_what_was_skipped(small_run: SmallRun, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    report = run_experiment(small_run.config("data.name=folder", f"data.root={folder}"))
+    assert report.metrics == {}
+    assert any("no labels" in note for note in report.notes)
+    assert "feature/std" in report.history[-1]
+    assert "probe/best/top1" not in report.history[-1]
+
+
+def test_spoiled_pictures_are_left_out_and_listed(small_run: SmallRun, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for number in range(100):
+        path = folder / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path)
+    (folder / "class0" / "text.jpg").write_text("this is no picture")
+    config = small_run.config("data.name=folder", f"data.root={folder}", "data.max_bad_fraction=0.05")
+    report = run_experiment(config)
+    assert "text.jpg" in (report.folder / "bad_files.txt").read_text()
+    assert any("1 pictures can't be read" in note for note in report.notes)
+    strict = small_run.config("data.name=folder", f"data.root={folder}", "data.max_bad_fraction=0.0")
+    with pytest.raises(DataError, match=r"text\.jpg"):
+        run_experiment(strict)
+
+
+def test_views_larger_than_the_pictures_are_refused_before_training(small_run: SmallRun) -> None:
+    with pytest.raises(DataError, match=r"data\.image_size: 64 is larger than the pictures"):
+        run_experiment(small_run.config("data.image_size=64"))
+
+
+def test_end_to_end_is_one_stage_over_all_blocks(small_run: SmallRun) -> None:
+    config = small_run.config("method.stages=[{blocks: [1, 2, 3, 4, 5], epochs: 1, level: {angles: 4}}]")
+    report = run_experiment(config)
+    before, after = build_encoder(config).state_dict(), weights(report)
+    assert {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])} == {
+        "conv1",
+        "bn1",
+        "layer1",
+        "layer2",
+        "layer3",
+        "layer4",
+    }
