@@ -10,7 +10,7 @@ import torch
 
 from rayssl.backbones import Backbone
 from rayssl.config import ExperimentConfig
-from rayssl.data import ImageList, Pictures, check_size, open_pictures
+from rayssl.data import ImageList, Pictures, Splits, check_size, open_pictures
 from rayssl.data.loaders import TrainLoader
 from rayssl.errors import DataError
 from rayssl.evaluation import AnyEvaluation, OnlineEvaluation
@@ -160,7 +160,7 @@ def open_data(
     Raises:
         DataError: If they are missing, unreadable or smaller than the views.
     """
-    splits = config.data.build(seed=config.seed)
+    splits = _list_pictures(config, rank=rank, barrier=barrier)
     check_size(splits.train, image_size=config.data.image_size, allow_upscaling=config.data.allow_upscaling)
 
     def open_split(name: str, images: ImageList | None) -> Pictures | None:
@@ -181,6 +181,17 @@ def open_data(
     if train is None:
         raise DataError("data: there are no pictures to train on. Lower data.validation_fraction or raise data.limit.")
     return OpenPictures(train, open_split("validation", splits.validation), open_split("test", splits.test))
+
+
+def _list_pictures(config: ExperimentConfig, *, rank: int, barrier: Callable[[], None]) -> Splits:
+    """The same splits on every rank; rank 0 goes first, since it may have to download or unpack them."""
+    if rank != 0:
+        barrier()
+        return config.data.build(seed=config.seed)
+    try:
+        return config.data.build(seed=config.seed)
+    finally:
+        barrier()  # also after an error, which the others, waiting here, then meet themselves
 
 
 def build_encoder(config: ExperimentConfig) -> Backbone:

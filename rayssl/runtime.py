@@ -133,7 +133,9 @@ class WorkerGroup:
         """Wrap for data-parallel training."""
         if self.world_size == 1:
             return module
-        return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
+        devices = [self.device] if self.device.type == "cuda" else None
+        # Running statistics are averaged once an epoch (training/loop.py), not sent from rank 0 in every step.
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over the workers, in place."""

@@ -172,7 +172,7 @@ def test_flattened_keys_are_overrides(name: str) -> None:
     """Given back, all of them change nothing, and each alone is accepted."""
     config = load_config(name)
     overrides = [f"{key}={json.dumps(value)}" for key, value in flatten(config).items()]
-    assert "method.stages.0.level.angles=2" in overrides
+    assert "method.stages.0.level.angles" in flatten(config)
     assert load_config(name, overrides) == config
     for override in overrides:
         assert load_config(name, [override]) == config

@@ -4,20 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rayssl.data.datasets import DataConfig, DigitsConfig, FolderConfig, NpzConfig, Splits
-from rayssl.data.images import (
-    BadFile,
-    BadImage,
-    CachedPictures,
-    ImageList,
-    Pictures,
-    StreamedPictures,
-    build_cache,
-    check_size,
-    decode_image,
-    header_sizes,
-    open_pictures,
-)
+from rayssl.data.cache import CachedPictures, build_cache
+from rayssl.data.datasets import DataConfig, DigitsConfig, FolderConfig, NpzConfig
+from rayssl.data.images import BadImageError, decode_image
+from rayssl.data.opening import open_pictures
+from rayssl.data.pictures import BadFile, ImageList, Pictures, check_size, header_sizes
+from rayssl.data.splits import Splits
+from rayssl.data.stream import StreamedPictures
 from rayssl.data.torchvision_sets import Cifar10Config, ImageNetConfig, Stl10Config, Voc2007Config
 
 AnyData = Annotated[
@@ -29,7 +22,7 @@ AnyData = Annotated[
 __all__ = [
     "AnyData",
     "BadFile",
-    "BadImage",
+    "BadImageError",
     "CachedPictures",
     "Cifar10Config",
     "DataConfig",

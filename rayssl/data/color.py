@@ -1,10 +1,8 @@
-"""Batched augmentation, second half: operations on the values of the pixels.
+"""Colours of batches: operations on the values of the pixels. See `rayssl.data.augment`.
 
-Images are float (B, 3, H, W) in [0, 1], and so are results unless said otherwise. As in `rayssl.data.augment`,
-every function is pure and acts on the whole batch at once with parameters per sample, which may stay on the CPU.
-A mask, bool (B,), picks the samples to change; where the operation is costly, only those are computed. A mask on
-the CPU, as `Draws` makes it, keeps the host from waiting for the device. Where torchvision has the same function,
-the results are equal image by image. Call these outside autocast.
+Images are float (B, 3, H, W) in [0, 1], and so are results unless said otherwise. A mask, bool (B,), picks the samples
+to change; where the operation is costly, only those are computed. A mask on the CPU, as `Draws` makes it, keeps the
+host from waiting for the device. Where torchvision has the same function, the results are equal image by image.
 """
 
 from collections.abc import Sequence
@@ -13,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayssl.data.augment import Draws, change_where, check_images, check_mask, check_range, check_shape
+from rayssl.data.arguments import change_where, check_images, check_mask, check_range, check_shape
+from rayssl.data.draws import Draws
 
 # ITU-R 601-2, rounded as torchvision rounds it.
 _LUMA_WEIGHTS = (0.2989, 0.587, 0.114)

@@ -1,47 +1,27 @@
-"""What a recipe's `data` section may name, and how each set is listed and split.
+"""What a recipe's `data` section may name, and how each set is listed.
 
 A config lists its training and test pictures; `DataConfig.build` applies the limit and holds out the validation
 pictures, so every set is split by the same rules.
 """
 
 import math
-import os
 import zipfile
 import zlib
 from abc import abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from rayssl.data.images import MIN_SIDE, ImageList
+from rayssl.data.folders import list_folder
+from rayssl.data.images import MIN_SIDE
+from rayssl.data.pictures import ImageList
+from rayssl.data.splits import TEST_STREAM, Splits, hold_out, stratified_subset
 from rayssl.errors import DataError
 from rayssl.schema import Config
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
-"""File names that count as pictures, whatever their case."""
-
-_SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
 _NPZ_NAMES = ("images", "labels", "test_images", "test_labels")
-# Independent random streams of one seed.
-_LIMIT, _HOLD_OUT, _TEST = 1, 2, 3
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The pictures of a run.
-
-    Attributes:
-        train: What pre-training sees.
-        validation: Held out of the training pictures, for probes; None if nothing is.
-        test: The set's own test pictures; None if it has none.
-    """
-
-    train: ImageList
-    validation: ImageList | None
-    test: ImageList | None
 
 
 class DataConfig(Config):
@@ -129,7 +109,7 @@ class DigitsConfig(DataConfig):
         large = [np.asarray(Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC)) for each in grey]
         labels = digits.target.astype(np.int64)
         images = ImageList(_three_channels(np.stack(large)), labels, tuple(str(name) for name in digits.target_names))
-        return hold_out(images, 0.2, seed=seed, stream=_TEST)
+        return hold_out(images, 0.2, seed=seed, stream=TEST_STREAM)
 
 
 class FolderConfig(RootedConfig):
@@ -169,158 +149,6 @@ class NpzConfig(DataConfig):
         values = np.unique(arrays["labels"]) if "labels" in arrays else np.array([], dtype=np.int64)
         train = _from_arrays(arrays, values, prefix="")
         return train, _from_arrays(arrays, values, prefix="test_") if "test_images" in arrays else None
-
-
-# ---- listing folders ----
-
-
-def list_folder(root: Path, *, key: str, classes: tuple[str, ...] | None = None) -> ImageList:
-    """The pictures of class folders, or of one flat folder without labels, sorted by their paths.
-
-    Hidden files, other files and folders without pictures are ignored.
-
-    Args:
-        root: The folder.
-        key: The config key that named it, for messages.
-        classes: The only classes allowed, in their order; None: those found.
-
-    Raises:
-        DataError: If it is missing, holds no pictures, mixes the two layouts or has a class beyond `classes`.
-    """
-    top = _visible(root, key=key)
-    flat = [path for path in top if _is_picture(path)]
-    below = {path.name: _pictures_below(path, key=key) for path in top if path.is_dir()}
-    by_class = {name: paths for name, paths in below.items() if paths}
-    if not flat and not by_class:
-        raise DataError(f"{key}: {root} holds no pictures ({', '.join(each[1:] for each in EXTENSIONS)}). {_LAYOUT}")
-    if flat and by_class:
-        raise DataError(
-            f"{key}: {root} holds pictures ({flat[0].name}, ...) beside class folders ({next(iter(by_class))}, ...). "
-            "Move the pictures into class folders, or all into one flat folder for a set without labels."
-        )
-    _refuse_split_folders(root, set(by_class), key=key)
-    found = tuple(by_class)
-    if classes is not None and (unknown := set(found) - set(classes) or (flat and classes)):
-        what = (
-            f"classes that data.root lacks: {sorted(unknown)[:5]}" if found else "no class folders, but data.root does"
-        )
-        raise DataError(f"{key}: {root} has {what}. Both need the same class folders: {classes[:5] or 'none'}.")
-    number = {name: index for index, name in enumerate(found if classes is None else classes)}
-    labels = [np.full(len(paths), number[name], dtype=np.int64) for name, paths in by_class.items()]
-    if flat:
-        return ImageList(flat, np.full(len(flat), -1, dtype=np.int64), ())
-    return ImageList([path for paths in by_class.values() for path in paths], np.concatenate(labels), tuple(number))
-
-
-_LAYOUT = "It needs class folders, CLASS/*.jpg, or pictures directly in it for a set without labels."
-
-
-def _visible(root: Path, *, key: str) -> list[Path]:
-    """What is in a folder, sorted, without hidden entries."""
-    if not root.exists():
-        raise DataError(f"{key}: {root} does not exist. Set it to the folder of your pictures. {_LAYOUT}")
-    if not root.is_dir():
-        raise DataError(f"{key}: must be a folder, {root} is a file. Unpack it if it is an archive. {_LAYOUT}")
-    try:
-        return sorted((each for each in root.iterdir() if not each.name.startswith(".")), key=lambda each: each.name)
-    except OSError as error:
-        raise DataError(f"{key}: {root} can't be read: {error.strerror}. Mend its permissions.") from error
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and path.is_file()
-
-
-def _pictures_below(folder: Path, *, key: str) -> list[Path]:
-    """All pictures in and below a folder, sorted by path; links to folders are followed, each folder once."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{key}: {error.filename} can't be read: {error.strerror}. Mend its permissions.") from error
-
-    seen: set[str] = set()
-    pictures = []
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(here)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            pictures += [Path(here, name) for name in files if name.lower().endswith(EXTENSIONS) and name[0] != "."]
-        seen.add(real)
-    return sorted(pictures)
-
-
-def _refuse_split_folders(root: Path, names: set[str], *, key: str) -> None:
-    """root/train/CLASS and root/val/CLASS are splits, not two classes named train and val."""
-    nested = any(each.is_dir() for each in (root / "train").iterdir()) if "train" in names else False
-    if nested and names <= _SPLIT_NAMES:
-        tests = [f" data.test_root={root / name}" for name in ("val", "valid", "validation", "test") if name in names]
-        raise DataError(
-            f"{key}: {root} holds splits ({', '.join(sorted(names))}), not classes. "
-            f"Set data.root={root / 'train'}{tests[0] if tests else ''}"
-        )
-
-
-# ---- subsets ----
-
-
-def stratified_subset(labels: np.ndarray, size: int, *, seed: int) -> np.ndarray:
-    """A random subset in which classes have their shares, and at least one picture each while `size` allows it.
-
-    Smaller subsets of a seed lie inside larger ones. Pictures without a label count as one more class.
-
-    Args:
-        labels: (N,) integers.
-        size: Pictures to take, at most N.
-        seed: Decides which.
-
-    Returns:
-        Indices, int64 (size,), ascending.
-    """
-    generator = np.random.default_rng([seed, _LIMIT])
-    groups = _shuffled_classes(labels, generator)
-    order = np.concatenate(groups)
-    # A class's pictures are spread evenly over (0, 1], its first one before all; the smallest are taken.
-    places = np.concatenate([np.arange(len(group)) / len(group) for group in groups])
-    taken = np.lexsort((generator.random(len(order)), places))[:size]
-    return np.sort(order[taken])
-
-
-def hold_out(
-    images: ImageList, fraction: float, *, seed: int, stream: int = _HOLD_OUT
-) -> tuple[ImageList, ImageList | None]:
-    """Splits off a random share of each class: at least one picture of it, but never its last.
-
-    If some pictures have labels, only those are held out, since the rest can't tell anything about a probe.
-
-    Args:
-        images: What to split.
-        fraction: Share to hold out, in [0, 1).
-        seed: Decides which.
-        stream: Keeps apart the draws of one seed.
-
-    Returns:
-        The pictures that stay, in their order, and those held out; None if those are none.
-    """
-    if fraction == 0:
-        return images, None
-    groups = _shuffled_classes(images.labels, np.random.default_rng([seed, stream]))
-    if images.has_labels:
-        groups = [group for group in groups if images.labels[group[0]] >= 0]
-    shares = [group[: min(max(1, round(fraction * len(group))), len(group) - 1)] for group in groups]
-    held_out = np.sort(np.concatenate(shares)) if shares else np.array([], dtype=np.int64)
-    if len(held_out) == 0:
-        return images, None
-    staying = np.setdiff1d(np.arange(len(images)), held_out, assume_unique=True)
-    return images.select(staying), images.select(held_out)
-
-
-def _shuffled_classes(labels: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """The indices of each class, in random order; classes ascend."""
-    shuffled = generator.permutation(len(labels))
-    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    return np.split(grouped, np.flatnonzero(np.diff(labels[grouped])) + 1) if len(labels) else []
-
-
-# ---- arrays ----
 
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rayssl.data.augment import Draws, center_crop, normalize, resize, to_float
-from rayssl.data.images import Pictures
+from rayssl.data.pictures import Pictures
 from rayssl.errors import ConfigError
 
 

@@ -10,8 +10,9 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 from pydantic import Field
 
-from rayssl.data.datasets import RootedConfig, list_folder
-from rayssl.data.images import ImageList
+from rayssl.data.datasets import RootedConfig
+from rayssl.data.folders import list_folder
+from rayssl.data.pictures import ImageList
 from rayssl.errors import DataError
 
 _Loaded = TypeVar("_Loaded")

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rayssl.backbones import Backbone
-from rayssl.data import DataConfig
-from rayssl.data.images import Pictures
+from rayssl.data import DataConfig, Pictures
 from rayssl.data.loaders import plain_views
 from rayssl.evaluation.base import balanced_subset
 from rayssl.evaluation.features import extract_features, feature_statistics

@@ -25,9 +25,13 @@ _MAX_KEYS_LISTED = 12
 _SECTION = "must be a section of 'key: value' lines"
 _REQUIREMENTS = {
     "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
     "float_type": "must be a number",
+    "float_parsing": "must be a number",
     "finite_number": "must be finite",
     "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
     "string_type": "must be text",
     "path_type": "must be a path",
     "none_required": "must be null",

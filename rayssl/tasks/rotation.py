@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayssl.data.augment import Draws, crop, flip, normalize, rotated_crop
-from rayssl.data.color import gaussian_blur
+from rayssl.data.augment import Draws, crop, flip, gaussian_blur, normalize, rotated_crop
 from rayssl.recipe_file import parse_section
 from rayssl.schema import Config
 from rayssl.tasks.base import TaskLoss, Views

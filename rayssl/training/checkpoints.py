@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pickle
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from rayssl.errors import CheckpointError
 _TENSORS = "tensors.pt"
 _JSON = "checkpoint.json"
 _FORMAT = 1
+_CONTENT = {"backbone", "head", "optimizer"}
+"""Keys of the file with the tensors."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,13 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "config": checkpoint.config,
     }
     (partial / _JSON).write_text(json.dumps(readable, indent=1))
+    # Moved aside as a whole, since deleting file by file would show a reader half of the older one.
+    outdated = folder.with_name(f"{folder.name}.outdated")
+    shutil.rmtree(outdated, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(outdated)
     partial.rename(folder)
+    shutil.rmtree(outdated, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
@@ -73,17 +81,35 @@ def load_checkpoint(folder: Path, *, device: torch.device | str = "cpu") -> Chec
     """
     try:
         readable = json.loads((folder / _JSON).read_text())
-        tensors = torch.load(folder / _TENSORS, map_location=device, weights_only=True)
+        found = readable.get("format") if isinstance(readable, dict) else None
+        if found != _FORMAT:
+            raise CheckpointError(f"{folder}: must be of format {_FORMAT}, got {found}")
+        tensors = _load_tensors(folder / _TENSORS, device)
+        return Checkpoint(
+            cursor=Cursor(**readable["cursor"]), history=readable["history"], config=readable["config"], **tensors
+        )
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: is no checkpoint, {Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except pickle.UnpicklingError:  # torch's own message advises to switch the protection off
+        raise CheckpointError(
+            f"{folder}: {_TENSORS} holds something other than tensors, which could run code when it is read. "
+            "Use checkpoints that rayssl wrote."
+        ) from None
+    except (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"{folder}: can't be read ({reason}). Delete this folder to go on from the checkpoint before it, "
             "or start over with --fresh."
         ) from None
-    if readable.get("format") != _FORMAT:
-        raise CheckpointError(f"{folder}: must be of format {_FORMAT}, got {readable.get('format')}")
-    return Checkpoint(
-        cursor=Cursor(**readable["cursor"]), history=readable["history"], config=readable["config"], **tensors
-    )
+
+
+def _load_tensors(path: Path, device: torch.device | str) -> dict[str, Any]:
+    # torch does not look at the archive's checksums: a flipped bit would be a weight, silently.
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{path.name} is damaged: the checksum of {damaged} is wrong")
+    tensors = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(tensors, dict) or set(tensors) != _CONTENT:
+        raise ValueError(f"{path.name} must hold {', '.join(sorted(_CONTENT))}")
+    return tensors

@@ -97,7 +97,7 @@ def train_stage(
         totals = torch.zeros(2, device=runtime.device, dtype=torch.float64)  # right answers, views
         # Views and order depend on the epochs of the whole run, so that no two stages see the same ones.
         for step, (images, draws) in enumerate(loader.epoch(schedule.epochs_before + epoch)):
-            rate = settings.learning_rate * settings.schedule.scale(schedule.progress(epoch, step / loader.num_steps))
+            rate = _learning_rate(settings, schedule, epoch, step / loader.num_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             views = stage.task.make_views(images.to(runtime.device, non_blocking=True), draws)
@@ -110,13 +110,14 @@ def train_stage(
             losses.append(outcome.loss.detach())
             totals += torch.stack([outcome.correct.double(), totals.new_tensor(len(views.targets))])
             if len(losses) % _CHECK_EVERY == 0:
-                _check_finite(losses, schedule, epoch, rate)
+                _check_finite(losses, runtime, settings, schedule, epoch, loader.num_steps)
             if runtime.rank == 0 and time.monotonic() - reported > _PROGRESS_SECONDS:
                 reported = time.monotonic()
                 runtime.show(
                     Progress(schedule.index, schedule.num_stages, epoch, schedule.epochs, (step + 1) / loader.num_steps)
                 )
-        _check_finite(losses, schedule, epoch, rate)
+        _check_finite(losses, runtime, settings, schedule, epoch, loader.num_steps)
+        _average_statistics(stage, runtime)
         correct, num_views = runtime.sum(totals).tolist()
         mean_loss = runtime.sum(torch.stack(losses).mean().double()).item() / runtime.world_size
         yield {
@@ -128,10 +129,31 @@ def train_stage(
         }
 
 
-def _check_finite(losses: list[Tensor], schedule: StageSchedule, epoch: int, rate: float) -> None:
-    finite = torch.stack(losses).isfinite()
-    if not finite.all():
-        step = int((~finite).nonzero()[0])
+def _average_statistics(stage: Stage, runtime: Runtime) -> None:
+    """Give all workers the mean of their running statistics.
+
+    Each worker normalises by its own share of a batch. Left apart, the workers would evaluate, and freeze, networks
+    that differ, and a restart, which knows one of them, would not go on as the run would have.
+    """
+    if runtime.world_size == 1:
+        return
+    for buffer in stage.moving_buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(runtime.sum(buffer.clone()) / runtime.world_size)
+
+
+def _learning_rate(settings: AnyOptimizer, schedule: StageSchedule, epoch: int, fraction: float) -> float:
+    return settings.learning_rate * settings.schedule.scale(schedule.progress(epoch, fraction))
+
+
+def _check_finite(
+    losses: list[Tensor], runtime: Runtime, settings: AnyOptimizer, schedule: StageSchedule, epoch: int, num_steps: int
+) -> None:
+    """Summed over the workers, so that all of them stop at the same step and none waits for one that has stopped."""
+    broken = runtime.sum((~torch.stack(losses).isfinite()).long())
+    if broken.any():
+        step = int(broken.nonzero()[0])
+        rate = _learning_rate(settings, schedule, epoch, step / num_steps)
         raise TrainingError(
             f"the loss is not finite in stage {schedule.index + 1}, epoch {epoch + 1}, step {step + 1}, at learning "
             f"rate {rate:g}. Lower optimizer.learning_rate, or use training.precision=fp32."

@@ -44,6 +44,11 @@ class Stage(nn.Module):
             block.train(mode and self.frozen_batchnorm == "batch")
         return self
 
+    def moving_buffers(self) -> list[Tensor]:
+        """Buffers that training changes: BatchNorm statistics of the trained blocks, and of all with "batch"."""
+        frozen = self.frozen if self.frozen_batchnorm == "batch" else ()
+        return [*self.buffers(), *(buffer for block in frozen for buffer in block.buffers())]
+
     def forward(self, inputs: Tensor, targets: Tensor) -> TaskLoss:
         """Run B1 up to the stage's last block, then the head, and compare with the targets."""
         features = inputs

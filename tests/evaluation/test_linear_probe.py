@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from rayssl.backbones import Backbone
 from rayssl.data import BadFile, DigitsConfig
-from rayssl.data.images import Plan
+from rayssl.data.pictures import Plan
 from rayssl.errors import ConfigError, RaysslError
 from rayssl.evaluation import AnyEvaluation, Evaluation
 from rayssl.evaluation.base import balanced_subset, chance_level
@@ -166,7 +166,7 @@ def test_with_channels_given_their_cells_are_normalised_as_batchnorm2d_does() ->
     maps = torch.randn(32, 3, 4, 4) * torch.tensor([1.0, 5.0, 0.1])[:, None, None] + 2
     heads = LinearHeads({4: 48}, 10, channels={4: 3}).train()
     reference = torch.nn.BatchNorm2d(3, affine=False)
-    expected = heads.heads["b4"].linear(reference(maps).flatten(1))
+    expected = heads.get_submodule("heads.b4.linear")(reference(maps).flatten(1))
     torch.testing.assert_close(heads({4: maps.flatten(1)})[4], expected)
 
 

@@ -1,0 +1,143 @@
+"""Sets of pictures: a list of what is not decoded yet, and the protocol of the stores that decode it.
+
+A set whose decoded pictures fit `data.cache_gib` is decoded once into a flat file (`rayssl.data.cache`); a larger one
+is decoded by worker processes while training goes on (`rayssl.data.stream`). `rayssl.data.opening` chooses.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from rayssl.data.images import BadImageError, read_size
+from rayssl.errors import DataError
+
+Plan = Iterable[tuple[np.ndarray, np.ndarray]]
+"""Batches to come: indices (b,) and, for each, where along the long side its window lies, (b,) in [0, 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """Pictures that are not decoded yet.
+
+    Attributes:
+        items: Paths of files, or uint8 pictures (N, H, W, 3).
+        labels: int64 (N,), indices into `classes`; -1 where a picture has none.
+        classes: The classes' names; empty if no picture has a label.
+
+    Raises:
+        ValueError: If there are not as many labels as items.
+    """
+
+    items: Sequence[Path] | np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.items) != len(self.labels):
+            raise ValueError(f"labels: must be as many as items, {len(self.items)}, got {len(self.labels)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether at least one picture has a label."""
+        return bool((self.labels >= 0).any())
+
+    def name_of(self, index: int) -> str:
+        """What to call a picture in a message: its path, or its number."""
+        return f"picture {index}" if isinstance(self.items, np.ndarray) else str(self.items[index])
+
+    def select(self, indices: np.ndarray) -> "ImageList":
+        """The pictures at these indices (K,), in their order."""
+        items = self.items[indices] if isinstance(self.items, np.ndarray) else [self.items[i] for i in indices]
+        return ImageList(items, self.labels[indices], self.classes)
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A picture that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+class Pictures(Protocol):
+    """Decoded pictures, whichever way they are kept.
+
+    Attributes:
+        side: Side of the square windows, in pixels.
+        labels: int64 (N,); -1 where a picture has no label.
+        classes: The classes' names.
+        bad_files: What could not be used so far.
+    """
+
+    side: int
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    bad_files: list[BadFile]
+
+    def __len__(self) -> int: ...
+
+    def batches(self, plan: Plan) -> Iterator[torch.Tensor]:
+        """Uint8 windows (b, 3, side, side), a batch for each entry of the plan.
+
+        A window is the picture's whole short side and as much of the long one, from the fraction `position` of what
+        there is to choose: 0 the left or top end, 0.5 the centre. In memory the channels come last.
+        """
+        ...
+
+
+def check_size(images: ImageList, *, image_size: int, allow_upscaling: bool) -> None:
+    """Refuses views larger than most of the pictures, unless enlarging them is asked for.
+
+    Raises:
+        DataError: If more than half of the sampled pictures have a short side under `image_size`.
+    """
+    short_sides = [min(size) for size in header_sizes(images)]
+    too_small = sum(side < image_size for side in short_sides)
+    if not allow_upscaling and 2 * too_small > len(short_sides):
+        median = int(np.median(short_sides))
+        raise DataError(
+            f"data.image_size: {image_size} is larger than the pictures: {len(short_sides)} sampled, "
+            f"median short side {median} px. Set data.image_size={median} or data.allow_upscaling=true."
+        )
+
+
+def header_sizes(images: ImageList, sample: int = 200) -> list[tuple[int, int]]:
+    """(height, width) in pixels, as the pictures are looked at, of evenly spaced ones; unusable ones are left out."""
+    if isinstance(images.items, np.ndarray):
+        height, width = images.items.shape[1:3]
+        return [(height, width)] * min(sample, len(images))
+    sizes: list[tuple[int, int]] = []
+    for index in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int):
+        with suppress(BadImageError):
+            sizes.append(read_size(images.items[index]))
+    return sizes
+
+
+def check_bad_share(bad: Sequence[BadFile], total: int, *, max_bad_fraction: float, spared: int = 0) -> None:
+    """Stops a run that has too many unusable pictures.
+
+    Args:
+        bad: The unusable pictures found so far.
+        total: Number of all pictures.
+        max_bad_fraction: Share of them, in [0, 1], that may be unusable.
+        spared: As many may be unusable in any case.
+
+    Raises:
+        DataError: If the bad ones are more than both, or all there is.
+    """
+    if len(bad) <= max(spared, max_bad_fraction * total) and len(bad) < total:
+        return
+    first = "".join(f"\n  {each.path}: {each.reason}" for each in bad[:10])
+    raise DataError(
+        f"data.max_bad_fraction: at most {max_bad_fraction:.2%} of the pictures may be unusable, found {len(bad)} of "
+        f"{total} ({len(bad) / max(total, 1):.2%}). Mend or remove them, or raise data.max_bad_fraction. "
+        f"The first:{first}"
+    )

@@ -1,0 +1,150 @@
+"""Runs on a real Ray: the numbers of a plain process, killed workers and drivers, mistakes that come back."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayssl.cluster.environment import ray_cluster
+from rayssl.cluster.train import run_on_ray
+from rayssl.config import ClusterConfig, ExperimentConfig
+from rayssl.errors import ClusterError, DataError
+from rayssl.experiment import run_experiment
+from rayssl.report import Report
+from rayssl.runs import open_run
+from rayssl.runtime import EpochDone
+from tests.conftest import SMALL, SmallRun
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("default"),  # Ray's own, in this process
+]
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One Ray on this machine for all tests of this file."""
+    with ray_cluster(ClusterConfig(workers=2)):
+        yield
+
+
+def on_ray(config: ExperimentConfig, events: list[object] | None = None) -> Report:
+    shown = [] if events is None else events
+    return run_on_ray(config, open_run(config).path, tracking_uri=None, show=shown.append)
+
+
+def weights(report: Report) -> dict[str, torch.Tensor]:
+    return torch.load(report.folder / "encoder.pt", weights_only=True)
+
+
+def assert_same(one: Report, other: Report) -> None:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    for row, their_row in zip(one.history, other.history, strict=True):
+        assert {**row, "images_per_second": 0} == {**their_row, "images_per_second": 0}
+    assert one.metrics == other.metrics
+
+
+def worker_processes() -> list[int]:
+    """Process ids of Ray Train's workers on this machine that belong to this process's cluster."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            is_worker = path.read_bytes().startswith(b"ray::RayTrainWorker")
+        except OSError:  # it has ended meanwhile
+            continue
+        if is_worker and _descends_from(int(path.parent.name), os.getpid()):
+            found.append(int(path.parent.name))
+    return found
+
+
+def _descends_from(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
+def test_one_worker_on_ray_gives_the_numbers_of_a_plain_process(small_run: SmallRun, ray_here: None) -> None:
+    plain = run_experiment(small_run.config())
+    assert_same(on_ray(small_run.config("cluster.workers=1")), plain)
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small_run: SmallRun, ray_here: None) -> None:
+    """SIGKILL in stage 2, two workers: bit for bit what the undisturbed run gives."""
+    undisturbed = on_ray(small_run.config("cluster.workers=2"))
+    killed: list[int] = []
+
+    class Killer(list[object]):
+        """Kills one worker when the first epoch of stage 2 is shown."""
+
+        def append(self, event: object) -> None:
+            if isinstance(event, EpochDone) and event.row["stage"] == 2 and not killed:
+                killed.append(worker_processes()[-1])
+                os.kill(killed[0], signal.SIGKILL)
+            super().append(event)
+
+    events = Killer()
+    disturbed = on_ray(small_run.config("cluster.workers=2", "cluster.max_failures=2"), events)
+    assert killed
+    assert any("going on from" in str(event) for event in events)
+    assert_same(disturbed, undisturbed)
+
+
+def test_a_mistake_that_only_workers_see_comes_back_as_itself(small_run: SmallRun, ray_here: None) -> None:
+    with pytest.raises(DataError, match=r"data\.root"):
+        on_ray(small_run.config("cluster.workers=1", "data.name=folder", "data.root=/nowhere"))
+
+
+def test_more_workers_than_the_cluster_has_are_refused(small_run: SmallRun, ray_here: None) -> None:
+    with pytest.raises(ClusterError, match=r"cluster\.workers: 2 workers with 64 CPUs each need 128"):
+        on_ray(small_run.config("cluster.workers=2", "cluster.cpus_per_worker=64"))
+
+
+def test_a_cluster_that_is_not_there_is_one_clear_error() -> None:
+    """In a process of its own: this one may be connected already."""
+    code = (
+        "from rayssl.cluster.environment import ray_cluster\n"
+        "from rayssl.config import ClusterConfig\n"
+        "with ray_cluster(ClusterConfig(address='127.0.0.1:1')): pass"
+    )
+    environment = {**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "2"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert "ClusterError: cluster.address: no Ray cluster can be reached at '127.0.0.1:1'" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_started_again_and_goes_on_in_its_stage(small_run: SmallRun) -> None:
+    """The whole command, SIGKILLed in stage 2 and given again."""
+    command = [sys.executable, "-m", "rayssl", "pretrain", "demo", *SMALL, "method.stages.1.epochs=4"]
+    command += ["cluster.workers=2", f"storage_path={small_run.storage}"]
+    whole = subprocess.run([*command, "name=whole"], cwd=ROOT, check=True, capture_output=True, text=True)
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("stage 2/3"):
+            first.kill()
+            break
+    first.wait()
+    time.sleep(5)
+    second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "going on from" in second.stdout
+    assert "stage 1/3" not in second.stdout
+    assert "stage 2/3" in second.stdout
+    results = [
+        torch.load(path, weights_only=True)
+        for output in (whole.stdout, second.stdout)
+        for path in [line.split()[-1] for line in output.splitlines() if line.startswith("checkpoint")]
+    ]
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())

@@ -1,0 +1,192 @@
+"""Runs in a real MLflow: parameters, metrics by epoch, children, artifacts, endings, and a server that goes away."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from rayssl.errors import ClusterError
+from rayssl.experiment import run_experiment
+from rayssl.launch import pretrain
+from rayssl.recipe_file import flatten
+from rayssl.runs import open_run
+from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
+from tests.conftest import SMALL, SmallRun
+
+pytestmark = pytest.mark.filterwarnings("default")  # MLflow's and SQLAlchemy's own
+ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[None]:
+    """A real tracking server on loopback, killed with all its processes at the end."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "store"),
+    ]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, start_new_session=True, env=environment, **quiet)  # type: ignore[call-overload]
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health")
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(url, timeout=1)
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+        else:
+            return
+    raise TimeoutError(url)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_run_and_its_stages_are_recorded(small_run: SmallRun) -> None:
+    config = small_run.config()
+    report = pretrain(config, show=lambda event: None)
+    client = MlflowClient(tracking_uri(small_run.storage))
+    (experiment,) = [each for each in client.search_experiments() if each.name == "rayssl"]
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    name = report.folder.name
+    assert runs.keys() == {name, f"{name}/stage-1", f"{name}/stage-2", f"{name}/stage-3"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    parent = runs[name]
+    assert parent.data.params == {key: str(value) for key, value in flatten(config).items()}
+    for number in (1, 2, 3):
+        assert runs[f"{name}/stage-{number}"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    losses = client.get_metric_history(parent.info.run_id, "loss")
+    assert [(point.step, point.value) for point in losses] == [(row["epoch"], row["loss"]) for row in report.history]
+    stage_2 = client.get_metric_history(runs[f"{name}/stage-2"].info.run_id, "probe/best/top1")
+    assert [point.step for point in stage_2] == [2, 3]
+    assert parent.data.metrics["linear_probe/best/top1"] == report.metrics["linear_probe/best/top1"]
+    wanted = {"loss", "accuracy", "chance", "learning_rate", "images_per_second", "feature/std", "knn/k20/top1"}
+    assert wanted <= parent.data.metrics.keys()
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"config.yaml", "encoder.pt", "report.md", "history.jsonl"} <= artifacts
+    stage_run = runs[f"{name}/stage-1"].info.run_id
+    assert {item.path for item in client.list_artifacts(stage_run, "checkpoint")} == {
+        "checkpoint/checkpoint.json",
+        "checkpoint/tensors.pt",
+    }
+
+
+def test_a_failed_run_is_marked_and_taken_up_again(small_run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_run.config()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rayssl.experiment.evaluate_beside_random", fail)
+        with pytest.raises(RuntimeError):
+            pretrain(config, show=lambda event: None)
+    client = MlflowClient(tracking_uri(small_run.storage))
+    run_id = json.loads((open_run(config).path / "mlflow.json").read_text())["run_id"]
+    assert client.get_run(run_id).info.status == "FAILED"
+    pretrain(config, show=lambda event: None)
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_an_interrupted_run_and_its_open_stage_are_marked_killed(small_run: SmallRun) -> None:
+    """Ctrl-C in stage 2, as the terminal sends it."""
+    command = [sys.executable, "-m", "rayssl", "pretrain", "demo", *SMALL, "method.stages.1.epochs=200"]
+    command.append(f"storage_path={small_run.storage}")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("stage 2/3"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    statuses = _statuses(small_run)
+    assert statuses == {"": "KILLED", "stage-1": "FINISHED", "stage-2": "KILLED"}
+
+
+def test_a_run_whose_process_died_without_a_word_is_marked_by_the_next_one(small_run: SmallRun) -> None:
+    run = open_run(small_run.config())
+    uri = tracking_uri(small_run.storage)
+    code = (
+        "import os, sys; from pathlib import Path; from rayssl.tracking import MLflowTracker\n"
+        f"tracker = MLflowTracker.open(Path({str(run.path)!r}), uri={uri!r})\n"
+        "tracker.child('stage-1'); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert set(_statuses(small_run).values()) == {"RUNNING"}
+    mark_dead_runs(uri)
+    assert set(_statuses(small_run).values()) == {"KILLED"}
+
+
+def _statuses(small_run: SmallRun) -> dict[str, str]:
+    """Status of the run ("") and of its stages."""
+    client = MlflowClient(tracking_uri(small_run.storage))
+    experiment = client.get_experiment_by_name("rayssl")
+    runs = client.search_runs([experiment.experiment_id])
+    return {run.info.run_name.partition("/")[2]: run.info.status for run in runs}
+
+
+def test_a_server_that_is_not_there_is_one_clear_error(small_run: SmallRun) -> None:
+    run = open_run(small_run.config())
+    with pytest.raises(ClusterError, match=r"MLflow at http://127\.0\.0\.1:1: can't be reached"):
+        MLflowTracker.open(run.path, uri="http://127.0.0.1:1")
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_and_comes_back_gets_everything(small_run: SmallRun, tmp_path: Path) -> None:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    run = open_run(small_run.config())
+    told: list[str] = []
+    with server(tmp_path / "server", port):
+        tracker = MLflowTracker.open(run.path, uri=uri, notify=told.append)
+        tracker.log_metrics({"loss": 3.0}, step=1)
+    started = time.monotonic()
+    tracker.log_metrics({"loss": 2.0}, step=2)
+    child = tracker.child("stage-1")
+    child.log_metrics({"loss": 2.0}, step=2)
+    assert time.monotonic() - started < 30
+    assert len(told) == 1
+    assert "training goes on" in told[0]
+    with server(tmp_path / "server", port):
+        tracker.log_metrics({"loss": 1.0}, step=3)
+        child.finish()
+        tracker.finish()
+        client = MlflowClient(uri)
+        points = client.get_metric_history(str(tracker.run_id), "loss")
+        assert [(point.step, point.value) for point in points] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+        assert client.get_run(str(child.run_id)).data.metrics == {"loss": 2.0}
+        assert client.get_run(str(tracker.run_id)).info.status == "FINISHED"
+
+
+def test_without_a_tracker_nothing_is_recorded(small_run: SmallRun) -> None:
+    run_experiment(small_run.config())
+    assert not (small_run.storage / "mlflow.db").exists()
