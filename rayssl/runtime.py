@@ -135,7 +135,7 @@ class WorkerGroup:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         # Running statistics are averaged once an epoch (training/loop.py), not sent from rank 0 in every step.
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over the workers, in place."""

@@ -1,11 +1,14 @@
 """Ray's settings, in one place: what is set before ray is imported, and how a cluster is joined or started."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rayssl.config import ClusterConfig
 from rayssl.errors import ClusterError
+
+_KNOCK_SECONDS = 10
 
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report costs one poll of the controller: 2 s by default
@@ -33,6 +36,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():  # the caller's own
+        _check_size(config)
         yield
         return
     try:
@@ -40,8 +44,9 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
             cpus = max(config.workers * config.cpus_per_worker, os.cpu_count() or 1)
             ray.init(num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         else:
+            _knock(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ClusterError(
             f"cluster.address: no Ray cluster can be reached at '{address}' ({reason}). "
@@ -54,6 +59,13 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """Open a connection to HOST:PORT and close it: Ray itself tries for minutes before it says that nobody is there."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=_KNOCK_SECONDS).close()
+
+
 def _check_size(config: ClusterConfig) -> None:
     """Refuse what would wait for ever: more CPUs or GPUs than all nodes have."""
     import ray
@@ -64,6 +76,6 @@ def _check_size(config: ClusterConfig) -> None:
         if wanted > has.get(resource, 0):
             raise ClusterError(
                 f"cluster.workers: {config.workers} workers with {each:g} {resource}s each need {wanted:g}, the "
-                f"cluster has {has.get(resource, 0):g}. Lower cluster.workers or cluster.{resource.lower()}s_per_worker, "
-                "or add nodes."
+                f"cluster has {has.get(resource, 0):g}. Lower cluster.workers or "
+                f"cluster.{resource.lower()}s_per_worker, or add nodes."
             )
