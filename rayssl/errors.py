@@ -4,6 +4,7 @@ RaysslError
 ├── ConfigError       a recipe, an override or a command-line argument
 ├── DataError         a data set that is missing, unreadable or does not fit the recipe
 ├── CheckpointError   a checkpoint or a weights file that can't be used
+├── TrainingError     training can't go on: the loss is not finite
 └── ClusterError      Ray or MLflow can't be reached, or a worker group was lost for good
 
 Each message says where, the rule, the value and the way out; the `rayssl` command prints it and exits
@@ -25,6 +26,10 @@ class DataError(RaysslError):
 
 class CheckpointError(RaysslError):
     """A checkpoint or weights file is missing, damaged or belongs to another model."""
+
+
+class TrainingError(RaysslError):
+    """Training can't go on: the loss is not finite."""
 
 
 class ClusterError(RaysslError):

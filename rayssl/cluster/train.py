@@ -66,7 +66,8 @@ def run_on_ray(
                 _raise_mistake(folder)
                 raise ClusterError(
                     f"the run stopped after {settings.max_failures + 1} attempts (cluster.max_failures); the last "
-                    f"ended with: {_last_line(error)}. Its checkpoints are in {folder}; the same command goes on from there."
+                    f"ended with: {_last_line(error)}. Its checkpoints are in {folder}; "
+                    "the same command goes on from there."
                 ) from error
     if report is None:
         _raise_mistake(folder)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rayssl.data.loaders import TrainLoader
-from rayssl.errors import RaysslError
+from rayssl.errors import TrainingError
 from rayssl.runtime import Progress, Runtime
 from rayssl.schema import Config
 from rayssl.training.optimizers import AnyOptimizer
@@ -19,10 +19,6 @@ from rayssl.training.stage import Stage
 _CHECK_EVERY = 50
 """Steps between looks at the loss: reading a number from a GPU makes the CPU wait for it."""
 _PROGRESS_SECONDS = 0.5
-
-
-class TrainingError(RaysslError):
-    """Training can't go on: the loss is not finite."""
 
 
 class TrainingConfig(Config):

@@ -1,0 +1,77 @@
+"""The command as a person meets it: messages, exit codes, what is printed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rayssl import cli
+from tests.conftest import SMALL, SmallRun
+
+ROOT = Path(__file__).parent.parent
+
+
+def rayssl(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    try:
+        cli.main(arguments)
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_show_prints_a_config_that_loads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, shown, _ = rayssl(capsys, "pretrain", "--show", "demo", "optimizer.learning_rate=1e-3")
+    assert code == 0
+    assert "learning_rate: 1.0e-3" in shown or "learning_rate: 0.001" in shown
+    (tmp_path / "again.yaml").write_text(shown)
+    assert rayssl(capsys, "pretrain", "--show", str(tmp_path / "again.yaml"))[1] == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "dmeo"], "error: recipe 'dmeo': unknown. Did you mean 'demo'?"),
+        (["pretrain", "demo", "sead=1"], "unknown key. Did you mean 'seed'?"),
+        (["pretrain", "demo", "cluster.address=127.0.0.1:1"], "no Ray cluster can be reached at '127.0.0.1:1'"),
+        (["pretrain", "demo", "data.name=folder", "data.root=nowhere"], "error: data.root:"),
+        (["pretrain", "demo", "storage_path=/proc/runs"], "error: storage_path: must be a folder that can be written"),
+        (["pretrian"], "No such command 'pretrian'"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    storage = [f"storage_path={tmp_path}"] if len(arguments) > 1 and "storage_path" not in arguments[-1] else []
+    code, _, errors = rayssl(capsys, *arguments, *storage)
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_a_run_ends_with_the_table_and_where_everything_is(small_run: SmallRun) -> None:
+    command = [sys.executable, "-m", "rayssl", "pretrain", "demo", *SMALL, f"storage_path={small_run.storage}"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    lines = result.stdout.splitlines()
+    assert sum(line.startswith("stage ") for line in lines) == 4
+    assert any("accuracy" in line and "chance 12.5%" in line and "img/s" in line and "left" in line for line in lines)
+    assert any("│ B5 " in line for line in lines)
+    found = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line.startswith(("checkpoint", "report"))}
+    assert all(Path(path).is_file() for path in found.values())
+    assert lines[-1].startswith("MLflow")
+    assert f"--backend-store-uri sqlite:///{small_run.storage}/mlflow.db" in lines[-1]
+
+
+def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    code, listing, _ = rayssl(capsys, "recipes")
+    assert code == 0
+    assert any(line.startswith("demo ") and "digits" in line for line in listing.splitlines())
+
+
+def test_the_schema_is_written_where_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, _ = rayssl(capsys, "schema", str(tmp_path / "schema.json"))
+    assert code == 0
+    assert (tmp_path / "schema.json").read_text() == (ROOT / "rayssl/recipes/schema.json").read_text()
