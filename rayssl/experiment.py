@@ -1,6 +1,7 @@
 """A whole run on one page: pictures, encoder, stages one after another, evaluations, report."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -43,8 +44,7 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     if runtime is None:
         run = open_run(config)
         with run.locked():
-            runtime = LocalRuntime(run.path, num_threads=config.cluster.cpus_per_worker)
-            return run_experiment(config, runtime, tracker)
+            return run_experiment(config, local_runtime(config, run.path), tracker)
     tracker = tracker if tracker is not None and runtime.rank == 0 else NullTracker()
     tracker.log_params(flatten(config))
     pictures = open_data(config, runtime.folder, rank=runtime.rank, barrier=runtime.barrier)
@@ -67,6 +67,18 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
         _write_results(report, encoder, tracker)
     runtime.barrier()
     return report
+
+
+def local_runtime(
+    config: ExperimentConfig, folder: Path, *, show: Callable[[object], None] | None = None
+) -> LocalRuntime:
+    """This process as one worker of the config would be.
+
+    Raises:
+        ClusterError: If the config wants a GPU and there is none.
+    """
+    settings = config.cluster
+    return LocalRuntime(folder, num_threads=settings.cpus_per_worker, use_gpu=settings.gpus_per_worker > 0, show=show)
 
 
 def run_stage(
@@ -285,6 +297,7 @@ def _write_results(report: Report, encoder: Backbone, tracker: Tracker) -> None:
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in report.history))
     tracker.log_metrics(report.metrics, step=len(report.history))
     report.write()
+    shutil.rmtree(folder / "cache", ignore_errors=True)  # as large as the set, and made again in a moment
     for name in ("config.yaml", "history.jsonl", "report.md", "report.json", "bad_files.txt", "encoder.pt"):
         if (folder / name).exists():
             tracker.log_artifact(folder / name)

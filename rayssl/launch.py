@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayssl.config import ExperimentConfig
-from rayssl.experiment import open_data, run_experiment
+from rayssl.experiment import local_runtime, open_data, run_experiment
 from rayssl.report import Report
 from rayssl.runs import RunFolder, open_run
-from rayssl.runtime import LocalRuntime, local_process_group
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 
 
@@ -45,9 +44,7 @@ def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[o
 
 def _train(config: ExperimentConfig, run: RunFolder, tracker: MLflowTracker, show: Callable[[object], None]) -> Report:
     if config.cluster.workers == 0:
-        with local_process_group():
-            runtime = LocalRuntime(run.path, num_threads=config.cluster.cpus_per_worker, show=show)
-            return run_experiment(config, runtime, tracker)
+        return run_experiment(config, local_runtime(config, run.path, show=show), tracker)
     from rayssl.cluster.train import run_on_ray
 
     open_data(config, run.path)  # mistakes in the pictures show here, before any worker is paid for

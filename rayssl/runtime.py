@@ -1,13 +1,12 @@
 """What the science is given: a Runtime (who and where this worker is) and a Tracker (where numbers go).
 
-`LocalRuntime` runs in one plain process, or under torchrun; Ray's is in `cluster/`. Neither the science nor this module
-knows Ray or MLflow.
+`LocalRuntime` runs in one plain process, or in a torch.distributed group; Ray's is in `cluster/`. Neither the science
+nor this module knows Ray or MLflow.
 """
 
-import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from rayssl.errors import ClusterError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -163,20 +164,29 @@ class WorkerGroup:
 
 
 class LocalRuntime(WorkerGroup):
-    """This process alone, or one of torchrun's, with checkpoints in a folder of its own.
+    """This process alone, or one of a torch.distributed group that the caller has initialised.
 
     Args:
         folder: The run's folder; checkpoints are kept in its `checkpoints`.
         num_threads: Threads of torch's CPU operators; None leaves them.
+        use_gpu: Train on a GPU, the one that LOCAL_RANK numbers in a group; else on the CPU.
         show: Called on rank 0 with what there is to show.
+
+    Raises:
+        ClusterError: If there is no GPU to use.
     """
 
     def __init__(
-        self, folder: Path, *, num_threads: int | None = None, show: Callable[[object], None] | None = None
+        self,
+        folder: Path,
+        *,
+        num_threads: int | None = None,
+        use_gpu: bool = False,
+        show: Callable[[object], None] | None = None,
     ) -> None:
         if num_threads:
             torch.set_num_threads(num_threads)
-        super().__init__(_local_device())
+        super().__init__(_local_device(use_gpu))
         self.folder = folder
         self._resume = folder / "checkpoints"
         self._show = show
@@ -202,22 +212,11 @@ class LocalRuntime(WorkerGroup):
         return sorted(path for path in self._resume.glob("*") if path.name.isdigit())
 
 
-@contextlib.contextmanager
-def local_process_group() -> Iterator[None]:
-    """Join the group that torchrun describes in the environment, if it does, and leave it at the end."""
-    if "RANK" not in os.environ or distributed.is_initialized():
-        yield
-        return
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
-
-
-def _local_device() -> torch.device:
-    if not torch.cuda.is_available():
+def _local_device(use_gpu: bool) -> torch.device:
+    if not use_gpu:
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ClusterError("cluster.gpus_per_worker: must be 0 here, torch finds no GPU on this machine")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device

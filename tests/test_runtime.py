@@ -9,7 +9,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rayssl.runtime import LocalRuntime, NullTracker, local_process_group
+from rayssl.errors import ClusterError
+from rayssl.runtime import LocalRuntime, NullTracker
 
 
 def test_a_lone_worker_talks_to_itself(tmp_path: Path) -> None:
@@ -119,22 +120,10 @@ def test_nothing_is_recorded_by_the_null_tracker(tmp_path: Path) -> None:
     tracker.finish()
 
 
-def test_without_torchrun_there_is_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    with local_process_group():
-        assert not distributed.is_initialized()
-
-
-def test_torchruns_group_is_joined_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ZeroDivisionError), local_process_group():
-        assert distributed.get_world_size() == 1
-        with local_process_group():  # inside another one: left alone
-            pass
-        assert distributed.is_initialized()
-        raise ZeroDivisionError
-    assert not distributed.is_initialized()
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"cluster\.gpus_per_worker: must be 0 here"):
+        LocalRuntime(tmp_path, use_gpu=True)
 
 
 def work_as_one_of_two(rank: int, folder: str) -> None:

@@ -114,18 +114,20 @@ class OnlineEvaluation:
 
     def _features(self, encoder: Backbone, pictures: Pictures, rows: np.ndarray, last_block: int) -> dict[int, Tensor]:
         """Block -> pooled map (N, F) of all rows, in order, gathered from the workers."""
+        mine = np.array_split(rows, self._runtime.world_size)[self._runtime.rank]
         views = plain_views(
             pictures,
-            np.array_split(rows, self._runtime.world_size)[self._runtime.rank],
+            mine,
             image_size=self._data.image_size,
             eval_resize=self._data.eval_resize,
             batch_size=_VIEWS_AT_ONCE,
             device=self._runtime.device,
         )
         blocks = range(1, last_block + 1)
-        shares = self._runtime.gather(
-            extract_features(encoder, views, blocks=blocks, pool=_pool, device=self._runtime.device)
-        )
+        features: dict[int, Tensor] = {}
+        if len(mine):  # there may be more workers than pictures
+            features = extract_features(encoder, views, blocks=blocks, pool=_pool, device=self._runtime.device)
+        shares = [share for share in self._runtime.gather(features) if share]
         return {block: torch.cat([share[block] for share in shares]) for block in blocks}
 
 
