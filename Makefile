@@ -23,8 +23,9 @@ types: .venv/installed-dev
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "rayssl needs Python 3.11 or newer; name it with: make PYTHON=python3.11"; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@echo "installing rayssl and what it needs into .venv: about 6 GB, some minutes, once"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 .venv/installed-dev: .venv/installed
