@@ -18,7 +18,8 @@ _GOYAL_POOLING = {  # block: ((channels, side) of the map at 224 px, (kernel, st
     4: ((1024, 14), (8, 3, 0)),
     5: ((2048, 7), (6, 1, 0)),
 }
-_MOST_FEATURES = 9216
+MOST_FEATURES = 9216
+"""Of a block, after pooling (Goyal et al. 2019)."""
 
 
 def run_blocks(backbone: Backbone, images: Tensor, *, last_block: int = NUM_BLOCKS) -> list[Tensor]:
@@ -82,18 +83,19 @@ def extract_features(
     return rows.collect()
 
 
-def pool_block(feature_map: Tensor, block: int) -> Tensor:
+def pool_block(feature_map: Tensor, block: int, *, max_features: int = MOST_FEATURES) -> Tensor:
     """Reduce a block's map to at most about 9,200 features, as Goyal et al. 2019 do for their linear probes.
 
     A ResNet-50's maps of 224 px views get the paper's average pooling: 9216 / 9216 / 8192 / 9216 / 8192 features for
     B1..B5. Maps of any other size or width are averaged adaptively to the side floor(sqrt(9216 / C)), at least 1 and
     never more than the map's own side: a larger one would only repeat cells. B1's padding counts as zeros in the
     averages, PyTorch's default and what VISSL does; Goyal's Caffe2 code leaves it out. The two differ by a fixed
-    factor for each border cell, which the probe's normalisation of each feature takes out again.
+    factor for each border cell.
 
     Args:
         feature_map: (N, C, H, W).
         block: 1..5.
+        max_features: Another number than the papers' 9216 averages adaptively at every size.
 
     Returns:
         (N, F), F = C times the cells of the pooled map; channel by channel, rows of cells within.
@@ -105,9 +107,10 @@ def pool_block(feature_map: Tensor, block: int) -> Tensor:
         raise ValueError(f"block: must be 1..{NUM_BLOCKS}, got {block}")
     (paper_channels, paper_side), (kernel, stride, padding) = _GOYAL_POOLING[block]
     channels, height, width = feature_map.shape[1:]
-    if (channels, height, width) == (paper_channels, paper_side, paper_side):
+    is_paper_size = (channels, height, width) == (paper_channels, paper_side, paper_side)
+    if is_paper_size and max_features == MOST_FEATURES:
         return functional.avg_pool2d(feature_map, kernel, stride, padding).flatten(1)
-    side = max(1, isqrt(_MOST_FEATURES // channels))
+    side = max(1, isqrt(max_features // channels))
     return functional.adaptive_avg_pool2d(feature_map, (min(side, height), min(side, width))).flatten(1)
 
 

@@ -1,6 +1,7 @@
 """Linear probes: one linear classifier on each block of a frozen encoder, trained in one pass (Goyal et al. 2019)."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from statistics import mean, stdev
 from typing import Annotated, Literal, Self
 
@@ -13,7 +14,7 @@ from rayssl.backbones import NUM_BLOCKS, Backbone
 from rayssl.data import DataConfig, Pictures
 from rayssl.data.loaders import plain_views
 from rayssl.evaluation.base import balanced_subset, chance_level, derive_seed
-from rayssl.evaluation.features import cache_dtype, extract_features, pool_block, unchanged
+from rayssl.evaluation.features import MOST_FEATURES, cache_dtype, extract_features, pool_block, unchanged
 from rayssl.evaluation.linear_heads import MILESTONES, REFERENCE_BATCH, fit_linear_heads, top1
 from rayssl.schema import Config
 
@@ -44,6 +45,8 @@ class LinearProbeConfig(Config):
     """Repetitions with other initial weights, order and subset; their mean and deviation are given."""
     train_limit: int | None = Field(default=None, ge=2)
     """Most training pictures whose features are computed, a random subset; None: all."""
+    max_features: int = Field(default=MOST_FEATURES, ge=1)
+    """Most features of a block: its map is averaged to so many, but for one cell at least (Goyal et al.: 9216)."""
     feature_cache_gib: float = Field(default=8.0, gt=0)
     """Most memory for features, in GiB; they are kept in float16 if float32 does not fit."""
 
@@ -67,8 +70,9 @@ class LinearProbeConfig(Config):
         train_rows = _limited_rows(torch.from_numpy(train.labels), self.train_limit, seed=seed).numpy()
         test_rows = np.flatnonzero(test.labels >= 0)
         blank = torch.zeros(1, 3, data.image_size, data.image_size)
+        pool = partial(pool_block, max_features=self.max_features)
         with unchanged(encoder):
-            sizes = extract_features(encoder, [blank], blocks=self.blocks, pool=pool_block, device=device)
+            sizes = extract_features(encoder, [blank], blocks=self.blocks, pool=pool, device=device)
             num_features = sum(features.shape[1] for features in sizes.values())
             dtype = cache_dtype(len(train_rows) + len(test_rows), num_features, limit_gib=self.feature_cache_gib)
             train_features, test_features = (
@@ -83,7 +87,7 @@ class LinearProbeConfig(Config):
                         device=device,
                     ),
                     blocks=self.blocks,
-                    pool=pool_block,
+                    pool=pool,
                     device=device,
                     dtype=dtype,
                     num_images=len(rows),
@@ -112,7 +116,8 @@ class LinearProbeConfig(Config):
         chance = chance_level(torch.from_numpy(test.labels), len(train.classes))
         return (
             f"linear_probe: top-1 of a linear classifier on {blocks}, {self.epochs} epochs at learning rate "
-            f"{self.learning_rate:g} on features of centre crops{subset}{repetitions}; {chance:.1%} is chance."
+            f"{self.learning_rate:g} on at most {self.max_features:,} features of centre crops{subset}{repetitions}; "
+            f"{chance:.1%} is chance."
         )
 
 

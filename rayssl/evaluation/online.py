@@ -1,18 +1,17 @@
 """What is measured while a run trains: linear heads and kNN on a labelled split, and signs of collapse."""
 
-from math import isqrt
+from functools import partial
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from rayssl.backbones import Backbone
 from rayssl.data import DataConfig, Pictures
 from rayssl.data.loaders import plain_views
 from rayssl.evaluation.base import balanced_subset
-from rayssl.evaluation.features import extract_features, feature_statistics
+from rayssl.evaluation.features import extract_features, feature_statistics, pool_block
 from rayssl.evaluation.knn import knn_top1
 from rayssl.evaluation.linear_heads import fit_linear_heads, top1
 from rayssl.runtime import Runtime
@@ -124,21 +123,16 @@ class OnlineEvaluation:
             device=self._runtime.device,
         )
         blocks = range(1, last_block + 1)
+        pool = partial(pool_block, max_features=_FEATURES)
         features: dict[int, Tensor] = {}
         if len(mine):  # there may be more workers than pictures
-            features = extract_features(encoder, views, blocks=blocks, pool=_pool, device=self._runtime.device)
+            features = extract_features(encoder, views, blocks=blocks, pool=pool, device=self._runtime.device)
         shares = [share for share in self._runtime.gather(features) if share]
         return {block: torch.cat([share[block] for share in shares]) for block in blocks}
 
 
-def _pool(feature_map: Tensor, block: int) -> Tensor:
-    """Average cells until at most `_FEATURES` features are left: (N, C * side * side)."""
-    side = max(1, min(isqrt(_FEATURES // feature_map.shape[1]), feature_map.shape[-1]))
-    return functional.adaptive_avg_pool2d(feature_map, side).flatten(1)
-
-
 def _average(features: Tensor, encoder: Backbone, block: int) -> Tensor:
-    """Average over the cells that `_pool` left: (N, C)."""
+    """Average over the cells that are left: (N, C)."""
     return features.unflatten(1, (encoder.block_channels[block - 1], -1)).mean(2)
 
 
