@@ -61,11 +61,11 @@ def spoil(text: str, old: str, new: str) -> tuple[str, int]:
          "optimizer.schedule.name: unknown 'step'. Did you mean 'steps'? There are: steps, cosine"),
         (SMALL, "name: rotation,", "name: rotaton,",
          "method.task.name: must be 'rotation', got 'rotaton'. Did you mean 'rotation'?"),
-        (SMALL, "batch_size: 64", "batch_size: 63",
-         "training.batch_size: must be a multiple of 2 (2 workers x 1 views a picture in method.stages.0), got 63"),
+        (SMALL, "batch_size: 256", "batch_size: 255",
+         "training.batch_size: must be a multiple of 2 (2 workers x 1 views a picture in method.stages.0), got 255"),
         (SMALL, "learning_rate: 0.05", "learning_rate: abc", "optimizer.learning_rate: must be a number, got 'abc'"),
         (SMALL, "0.83]", "83]", "optimizer.schedule.fractions.2: must be less than 1, got 83"),
-        (SMALL, "limit: 10000", "limit: 10000, resize: 16", "data.resize: must be at least image_size, 32, got 16"),
+        (SMALL, "limit: 16000", "limit: 16000, resize: 16", "data.resize: must be at least image_size, 32, got 16"),
         (SMALL, "name: psl-rotation-small", "name: my recipe",
          "name: must match the pattern ^[A-Za-z0-9][A-Za-z0-9._-]*$, got 'my recipe'"),
         (SMALL, "copies: one", "copies: On", "method.task.copies: must be 'all' or 'one', got 'On'."
@@ -187,12 +187,12 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_another_data_set_drops_the_old_ones_keys_with_a_note() -> None:
-    text, _ = spoil(SMALL, "limit: 10000", "limit: 10000, download: false")
+    text, _ = spoil(SMALL, "limit: 16000", "limit: 16000, download: false")
     config, notes = load_recipe_text(
         ExperimentConfig, text, source="recipe.yaml", overrides=["data.name=folder", "data.root=pictures"]
     )
     assert config == load_config("psl-rotation-small", ["data.name=folder", "data.root=pictures"])
-    assert (config.data.name, flatten(config)["data.root"], config.data.limit) == ("folder", "pictures", 10000)
+    assert (config.data.name, flatten(config)["data.root"], config.data.limit) == ("folder", "pictures", 16000)
     assert notes == ["data.name=folder: dropped data.download (not in folder)"]
 
 
