@@ -24,7 +24,7 @@ from rayssl.runs import open_run
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 from tests.conftest import SMALL, SmallRun
 
-pytestmark = pytest.mark.filterwarnings("default")  # MLflow's and SQLAlchemy's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 ROOT = Path(__file__).parent.parent
 
 

@@ -23,7 +23,7 @@ from tests.conftest import SMALL, SmallRun
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.filterwarnings("default"),  # Ray's own, in this process
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, in this process
 ]
 ROOT = Path(__file__).parent.parent.parent
 
