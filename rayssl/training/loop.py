@@ -107,7 +107,8 @@ def train_stage(
             totals += torch.stack([outcome.correct.double(), totals.new_tensor(len(views.targets))])
             if len(losses) % _CHECK_EVERY == 0:
                 _check_finite(losses, runtime, settings, schedule, epoch, loader.num_steps)
-            if runtime.rank == 0 and time.monotonic() - reported > _PROGRESS_SECONDS:
+            is_last = step + 1 == loader.num_steps
+            if runtime.rank == 0 and (is_last or time.monotonic() - reported > _PROGRESS_SECONDS):
                 reported = time.monotonic()
                 runtime.show(
                     Progress(schedule.index, schedule.num_stages, epoch, schedule.epochs, (step + 1) / loader.num_steps)
