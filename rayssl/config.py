@@ -15,6 +15,7 @@ from rayssl.evaluation import AnyEvaluation, OnlineConfig
 from rayssl.methods import AnyMethod
 from rayssl.recipe_file import did_you_mean, load_recipe
 from rayssl.schema import Config
+from rayssl.tasks import TaskSetting
 from rayssl.training.loop import TrainingConfig
 from rayssl.training.optimizers import AnyOptimizer
 
@@ -61,18 +62,14 @@ class ExperimentConfig(Config):
     """Folder of all runs; on a cluster one that every node sees."""
 
     @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        """Every worker gets the same number of pictures, and every picture all its views, in every step."""
-        workers = max(1, self.cluster.workers)
-        for index, stage in enumerate(self.method.stages):
-            task = self.method.task.build(stage.level, image_size=self.data.image_size)
-            unit = workers * task.views_per_image
-            if self.training.batch_size % unit:
-                raise ValueError(
-                    f"training.batch_size: must be a multiple of {unit} ({workers} workers x {task.views_per_image} "
-                    f"views a picture in method.stages.{index}), got {self.training.batch_size}"
-                )
+    def _method_agrees(self) -> Self:
+        """The method's own rules about batches, workers and views."""
+        self.method.check(self.task_setting(), workers=max(1, self.cluster.workers))
         return self
+
+    def task_setting(self, classes: tuple[str, ...] = ()) -> TaskSetting:
+        """What a method's tasks have to know; `classes` are known once the pictures are listed."""
+        return TaskSetting(self.data.image_size, self.training.batch_size, classes)
 
 
 def recipe_names() -> list[str]:

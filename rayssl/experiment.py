@@ -51,7 +51,7 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     for note in _list_bad_files(pictures, runtime):
         runtime.show(note)
     encoder = build_encoder(config).to(runtime.device)
-    method = config.method.build(encoder, image_size=config.data.image_size, seed=config.seed)
+    method = config.method.build(encoder, config.task_setting(pictures.train.classes), seed=config.seed)
     restored = _restore(runtime, encoder)
     history = restored.history
     online = OnlineEvaluation(
@@ -104,7 +104,7 @@ def run_stage(
     child.log_params(flatten(config.method.stages[index]))
     loader = TrainLoader(
         pictures,
-        images_per_step=config.training.batch_size // stage.task.views_per_image,
+        images_per_step=config.training.batch_size // stage.task.examples_per_image,
         seed=config.seed,
         rank=runtime.rank,
         world_size=runtime.world_size,

@@ -1,6 +1,7 @@
 """Which pictures go into which step, for training and for evaluation."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,6 +10,20 @@ from torch import Tensor
 from rayssl.data.augment import Draws, center_crop, normalize, resize, to_float
 from rayssl.data.pictures import Pictures
 from rayssl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's pictures of a training step."""
+
+    images: Tensor
+    """uint8 windows, (N, 3, W, W)."""
+    draws: Draws
+    """The step's random numbers, for these pictures."""
+    indices: Tensor
+    """The pictures' numbers in their set, int64 (N,)."""
+    labels: Tensor
+    """int64 (N,); -1 where a picture has no label."""
 
 
 class TrainLoader:
@@ -38,27 +53,29 @@ class TrainLoader:
                 "to train on. Lower training.batch_size or raise data.limit."
             )
         self._pictures = pictures
-        self._images_per_step = images_per_step
+        self.images_per_step = images_per_step
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Draws]]:
-        """This worker's uint8 windows (N, 3, W, W) of each step, with the step's random numbers."""
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This worker's batch of each step."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._pictures))
         draws = [
             Draws(
-                self._seed, epoch, step, batch_size=self._images_per_step, rank=self._rank, world_size=self._world_size
+                self._seed, epoch, step, batch_size=self.images_per_step, rank=self._rank, world_size=self._world_size
             )
             for step in range(self.num_steps)
         ]
-        share = self._images_per_step // self._world_size
-        first = [step * self._images_per_step + self._rank * share for step in range(self.num_steps)]
+        share = self.images_per_step // self._world_size
+        first = [step * self.images_per_step + self._rank * share for step in range(self.num_steps)]
+        shares = [order[i : i + share] for i in first]
         plan = (
-            (order[i : i + share], step_draws.uniform(0.0, 1.0).numpy())
-            for i, step_draws in zip(first, draws, strict=True)
+            (indices, step_draws.uniform(0.0, 1.0).numpy()) for indices, step_draws in zip(shares, draws, strict=True)
         )
-        return zip(self._pictures.batches(plan), draws, strict=True)
+        for images, step_draws, indices in zip(self._pictures.batches(plan), draws, shares, strict=True):
+            labels = torch.from_numpy(self._pictures.labels[indices])
+            yield Batch(images, step_draws, torch.from_numpy(indices), labels)
 
 
 def plain_views(

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, mod
 from rayssl.backbones import NUM_BLOCKS, Backbone
 from rayssl.recipe_file import parse_each
 from rayssl.schema import Config
-from rayssl.tasks import AnyTask
+from rayssl.tasks import AnyTask, TaskSetting
 from rayssl.training.loop import StageSchedule
 from rayssl.training.stage import Stage
 
@@ -82,19 +82,35 @@ class PSLConfig(Config):
             reached = last
         return self
 
-    def build(self, encoder: Backbone, *, image_size: int, seed: int) -> "PSL":
+    def check(self, setting: TaskSetting, *, workers: int) -> None:
+        """Every worker gets the same number of pictures, and every picture all its views, in every step.
+
+        Raises:
+            ValueError: If the batch can't be shared out so, or a task refuses the setting.
+        """
+        for index, stage in enumerate(self.stages):
+            copies = self.task.examples_per_image(stage.level)
+            unit = workers * copies
+            if setting.batch_size % unit:
+                raise ValueError(
+                    f"training.batch_size: must be a multiple of {unit} ({workers} workers x {copies} views a picture "
+                    f"in method.stages.{index}), got {setting.batch_size}"
+                )
+            self.task.check(stage.level, setting)
+
+    def build(self, encoder: Backbone, setting: TaskSetting, *, seed: int) -> "PSL":
         """Bind the method to an encoder."""
-        return PSL(self, encoder, image_size=image_size, seed=seed)
+        return PSL(self, encoder, setting, seed=seed)
 
 
 class PSL:
     """The method bound to an encoder; see `PSLConfig`."""
 
-    def __init__(self, config: PSLConfig, encoder: Backbone, *, image_size: int, seed: int) -> None:
+    def __init__(self, config: PSLConfig, encoder: Backbone, setting: TaskSetting, *, seed: int) -> None:
         self.encoder = encoder
         self.num_stages = len(config.stages)
         self._config = config
-        self._image_size = image_size
+        self._setting = setting
         self._seed = seed
 
     def build_stage(self, index: int) -> Stage:
@@ -107,7 +123,7 @@ class PSL:
         # A head of its own seed: a run that resumes in stage 3 must make the head that the uninterrupted run made.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed * 1000 + index)
-            task = self._config.task.build(stage.level, image_size=self._image_size)
+            task = self._config.task.build(stage.level, self._setting)
             return Stage(self.encoder, range(first, last + 1), task, frozen_batchnorm=self._config.frozen_batchnorm)
 
     def schedule(self, index: int) -> StageSchedule:

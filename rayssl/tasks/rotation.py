@@ -9,6 +9,7 @@ round blur of half a picture's pixel hides it. (Measured as in `tests/tasks/test
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayssl.data.augment import Draws, crop, flip, gaussian_blur, normalize, rotated_crop
+from rayssl.data.loaders import Batch
 from rayssl.recipe_file import parse_section
 from rayssl.schema import Config
-from rayssl.tasks.base import TaskLoss, Views
+from rayssl.tasks.base import TaskConfig, TaskLoss, TaskSetting, Views
 
 _MARGIN = 4
 """Pixels around the first resampling that the second may touch when it interpolates."""
@@ -32,7 +34,7 @@ class RotationLevel(Config):
     """Number of angles, 360 / angles degrees apart."""
 
 
-class RotationConfig(Config):
+class RotationConfig(TaskConfig):
     """Tell the angle that a picture was turned by."""
 
     name: Literal["rotation"] = "rotation"
@@ -43,16 +45,16 @@ class RotationConfig(Config):
     geometry, whose black corners tell odd multiples of 45 degrees from the others."""
 
     def parse_level(self, level: object) -> RotationLevel:
-        """Check the settings of one stage's level.
-
-        Raises:
-            ValidationError: If they break a rule; see `parse_section`.
-        """
+        """See `TaskConfig`."""
         return parse_section(RotationLevel, level)
 
-    def build(self, level: RotationLevel, *, image_size: int) -> "RotationTask":
-        """Make the task at one level for views of `image_size` pixels."""
-        return RotationTask(level.angles, image_size=image_size, copies=self.copies, corners=self.corners)
+    def build(self, level: RotationLevel, setting: TaskSetting) -> "RotationTask":
+        """Make the task at one level."""
+        return RotationTask(level.angles, image_size=setting.image_size, copies=self.copies, corners=self.corners)
+
+    def examples_per_image(self, level: RotationLevel) -> int:
+        """All angles, or one."""
+        return level.angles if self.copies == "all" else 1
 
 
 class RotationTask:
@@ -64,19 +66,12 @@ class RotationTask:
         self.copies = copies
         self.corners = corners
         self.chance = 1 / num_angles
-        self.views_per_image = num_angles if copies == "all" else 1
+        self.examples_per_image = num_angles if copies == "all" else 1
 
-    def make_views(self, images: Tensor, draws: Draws) -> Views:
-        """Flip, turn and crop.
-
-        Args:
-            images: uint8 windows, (N, 3, W, W).
-            draws: This step's random numbers, for N pictures of this worker.
-
-        Returns:
-            N * views_per_image views of image_size, all angles of a picture next to each other.
-        """
-        images = flip(images, draws.chance(0.5))  # before turning: the label means the flipped picture's angle
+    def make_views(self, batch: Batch) -> Views:
+        """Flip, turn and crop: N * examples_per_image views, all angles of a picture next to each other."""
+        draws = batch.draws
+        images = flip(batch.images, draws.chance(0.5))  # before turning: the label means the flipped picture's angle
         if self.copies == "all":
             targets = torch.arange(self.num_angles).repeat(len(images))
         else:
@@ -90,14 +85,19 @@ class RotationTask:
             inputs = inputs * _disc(self.image_size, inputs.device)
         return Views(inputs, targets.to(images.device))
 
-    def build_head(self, channels: int) -> nn.Module:
+    def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> nn.Module:
         """One linear layer from the pooled map to the angles."""
         return nn.Linear(channels, self.num_angles)
 
     def compute_loss(self, head: nn.Module, feature_map: Tensor, targets: Tensor) -> TaskLoss:
         """Cross entropy over the angles, on the global average of the map."""
         logits = head(feature_map.mean((2, 3))).float()
-        return TaskLoss(functional.cross_entropy(logits, targets), (logits.detach().argmax(1) == targets).sum())
+        accuracy = (logits.detach().argmax(1) == targets).float().mean()
+        return TaskLoss(functional.cross_entropy(logits, targets), {"accuracy": accuracy})
+
+    def facts(self) -> dict[str, float]:
+        """Nothing beyond the level."""
+        return {}
 
     def _views(self, images: Tensor, angles: Tensor, draws: Draws) -> Tensor:
         """Crops whose content and sharpness are the same for every angle.
@@ -116,7 +116,7 @@ class RotationTask:
         )
         if zoom > 1:
             turned = _blur(turned, 0.5 * zoom)
-        copies = self.views_per_image
+        copies = self.examples_per_image
         if copies > 1:
             turned, first = turned.repeat_interleave(copies, 0), first.repeat_interleave(copies)
         middle = torch.full((len(turned), 2), turned.shape[-1] / 2)
@@ -126,7 +126,7 @@ class RotationTask:
         """Resize (256 for 224), turn with black corners, crop the centre to that size, crop at random (section 4.1)."""
         short_side = _short_side(self.image_size, "paper")
         offsets = draws.integers(short_side - self.image_size + 1, 2)
-        copies = self.views_per_image
+        copies = self.examples_per_image
         if copies > 1:
             images, offsets = images.repeat_interleave(copies, 0), offsets.repeat_interleave(copies, 0)
         side = images.shape[-1]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -79,8 +79,8 @@ def train_stage(
         start_epoch: Epochs of this stage that an earlier attempt has finished.
 
     Yields:
-        For each epoch, over all workers: loss, accuracy, chance, learning_rate (of the last step) and
-        images_per_second (views over wall time).
+        For each epoch, over all workers: loss, what the task measures (accuracy), chance, learning_rate (of the last
+        step) and images_per_second (examples over wall time).
 
     Raises:
         TrainingError: If the loss is not finite; it names stage, epoch, step and learning rate.
@@ -90,13 +90,13 @@ def train_stage(
         model.train()
         started = reported = time.monotonic()
         losses: list[Tensor] = []
-        totals = torch.zeros(2, device=runtime.device, dtype=torch.float64)  # right answers, views
+        totals: dict[str, Tensor] = {}
         # Views and order depend on the epochs of the whole run, so that no two stages see the same ones.
-        for step, (images, draws) in enumerate(loader.epoch(schedule.epochs_before + epoch)):
+        for step, batch in enumerate(loader.epoch(schedule.epochs_before + epoch)):
             rate = _learning_rate(settings, schedule, epoch, step / loader.num_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            views = stage.task.make_views(images.to(runtime.device, non_blocking=True), draws)
+            views = stage.task.make_views(replace(batch, images=batch.images.to(runtime.device, non_blocking=True)))
             inputs = views.inputs.contiguous(memory_format=torch.channels_last)
             with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 outcome = model(inputs, views.targets)
@@ -104,7 +104,8 @@ def train_stage(
             outcome.loss.backward()
             optimizer.step()
             losses.append(outcome.loss.detach())
-            totals += torch.stack([outcome.correct.double(), totals.new_tensor(len(views.targets))])
+            for name, value in outcome.metrics.items():
+                totals[name] = totals.get(name, 0) + value.double()
             if len(losses) % _CHECK_EVERY == 0:
                 _check_finite(losses, runtime, settings, schedule, epoch, loader.num_steps)
             is_last = step + 1 == loader.num_steps
@@ -115,14 +116,14 @@ def train_stage(
                 )
         _check_finite(losses, runtime, settings, schedule, epoch, loader.num_steps)
         _average_statistics(stage, runtime)
-        correct, num_views = runtime.sum(totals).tolist()
-        mean_loss = runtime.sum(torch.stack(losses).mean().double()).item() / runtime.world_size
+        # Every worker has as many examples in every step, so the mean of their means is the mean.
+        means = torch.stack([torch.stack(losses).sum().double(), *totals.values()]) / (len(losses) * runtime.world_size)
+        examples = loader.num_steps * loader.images_per_step * stage.task.examples_per_image
         yield {
-            "loss": mean_loss,
-            "accuracy": correct / num_views,
+            **dict(zip(("loss", *totals), runtime.sum(means).tolist(), strict=True)),
             "chance": stage.task.chance,
             "learning_rate": rate,
-            "images_per_second": num_views / (time.monotonic() - started),
+            "images_per_second": examples / (time.monotonic() - started),
         }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rayssl.backbones import Backbone
-from rayssl.tasks import PretextTask, TaskLoss
+from rayssl.tasks.base import PretextTask, TaskLoss
 
 
 class Stage(nn.Module):
@@ -31,7 +31,7 @@ class Stage(nn.Module):
         super().__init__()
         first, last = trained_blocks[0], trained_blocks[-1]
         self.trained = nn.ModuleList(backbone.blocks[first - 1 : last])
-        self.head = task.build_head(backbone.block_channels[last - 1])
+        self.head = task.build_head(backbone.block_channels[last - 1], backbone.blocks[:last])
         self.frozen = backbone.blocks[: first - 1]  # a tuple: kept out of parameters() and state_dict()
         self.last_block = last
         self.task = task

@@ -35,7 +35,7 @@ class NumberedPictures:
 
 def numbers(loader: TrainLoader, epoch: int) -> list[list[int]]:
     """The pictures of each step, by their numbers."""
-    return [images[:, 0, 0, 0].tolist() for images, _ in loader.epoch(epoch)]
+    return [batch.images[:, 0, 0, 0].tolist() for batch in loader.epoch(epoch)]
 
 
 def test_an_epoch_shows_each_picture_once_and_drops_the_remainder() -> None:
@@ -77,17 +77,18 @@ def test_workers_draw_the_numbers_of_a_single_one() -> None:
     ]
     positions = torch.stack([torch.tensor(half.positions).view(5, 2) for half in halves], dim=1).flatten()
     assert positions.tolist() == torch.tensor(alone.positions).tolist()
-    for (_, draws), (_, first), (_, second) in zip(whole, *parts, strict=True):
-        assert torch.equal(torch.cat([first.uniform(0, 1, 2), second.uniform(0, 1, 2)]), draws.uniform(0, 1, 2))
+    for batch, first, second in zip(whole, *parts, strict=True):
+        numbers = [share.draws.uniform(0, 1, 2) for share in (first, second)]
+        assert torch.equal(torch.cat(numbers), batch.draws.uniform(0, 1, 2))
 
 
 def test_the_draws_of_a_step_are_those_of_its_seed_epoch_and_number() -> None:
     """The first number of each picture is the place of its window; the task's come after it."""
     pictures = NumberedPictures(12)
-    for step, (_, draws) in enumerate(TrainLoader(pictures, images_per_step=4, seed=9).epoch(2)):
+    for step, batch in enumerate(TrainLoader(pictures, images_per_step=4, seed=9).epoch(2)):
         expected = Draws(9, 2, step, batch_size=4)
         assert pictures.positions[4 * step : 4 * step + 4] == expected.uniform(0.0, 1.0).tolist()
-        assert torch.equal(draws.uniform(0.0, 1.0, 3), expected.uniform(0.0, 1.0, 3))
+        assert torch.equal(batch.draws.uniform(0.0, 1.0, 3), expected.uniform(0.0, 1.0, 3))
 
 
 def test_epoch_and_seed_decide_the_order() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rayssl.backbones import Backbone, ResNetConfig
 from rayssl.methods import PSL, PSLConfig
+from rayssl.tasks import TaskSetting
 from rayssl.training.optimizers import SGDConfig
 from rayssl.training.stage import frozen_unchanged
 
@@ -25,7 +26,7 @@ def psl_config(stages: Sequence[tuple[list[int], int]] = PAPER, **fields: Any) -
 def make_method(config: PSLConfig, seed: int = 3) -> PSL:
     torch.manual_seed(0)
     encoder: Backbone = ResNetConfig(depth=18, width=4, stem="small").build()
-    return config.build(encoder, image_size=8, seed=seed)
+    return config.build(encoder, TaskSetting(image_size=8, batch_size=8), seed=seed)
 
 
 def states(method: PSL) -> list[dict[str, Tensor]]:

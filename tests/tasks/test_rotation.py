@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import functional as tv
 
 import rayssl.tasks.rotation
 from rayssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Draws, rotated_crop
-from rayssl.tasks import RotationConfig, RotationTask
+from rayssl.tasks import RotationConfig, RotationTask, TaskSetting
+from tests.tasks.task_batches import as_batch
 
 GEOMETRIES = [(32, 32), (32, 33), (32, 46), (32, 64), (33, 40), (64, 44), (16, 50)]  # view and picture, in pixels
 
@@ -48,7 +49,7 @@ def test_view_k_is_view_0_turned_counter_clockwise_by_k_parts_of_a_circle(num_an
     size = 3 if corners == "paper" else 32
     pictures = smooth_pictures(6, side)
     task = RotationTask(num_angles, image_size=size, copies="all", corners=corners)
-    views = task.make_views(pictures, Draws(0, 0, 0, batch_size=6))
+    views = task.make_views(as_batch(pictures, Draws(0, 0, 0, batch_size=6)))
     grouped = pixels(views.inputs).unflatten(0, (6, num_angles))
     shared = disc(size, size / 2 - 1)
     for k in range(num_angles):
@@ -60,7 +61,7 @@ def test_a_mark_at_the_top_goes_left_down_and_right() -> None:
     """The direction, without another library: a quarter turn counter-clockwise brings the top to the left."""
     picture = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     picture[:, :, 18:26, 28:36] = 255
-    views = RotationTask(4, image_size=40).make_views(picture, Draws(0, 0, 0, batch_size=1))
+    views = RotationTask(4, image_size=40).make_views(as_batch(picture, Draws(0, 0, 0, batch_size=1)))
     light = pixels(views.inputs).mean(1)
     centres = torch.arange(40.0) - 19.5
     weights = light.sum((1, 2))
@@ -73,14 +74,14 @@ def test_a_mark_at_the_top_goes_left_down_and_right() -> None:
 @pytest.mark.parametrize("corners", ["inside", "mask", "paper"])
 def test_all_copies_are_grouped_by_picture_and_balanced(corners: str) -> None:
     task = RotationTask(8, image_size=16, copies="all", corners=corners)
-    views = task.make_views(noise_pictures(3, 24), Draws(0, 0, 0, batch_size=3))
+    views = task.make_views(as_batch(noise_pictures(3, 24), Draws(0, 0, 0, batch_size=3)))
     assert views.inputs.shape == (24, 3, 16, 16)
     assert views.targets.tolist() == 3 * list(range(8))
-    assert (task.views_per_image, task.chance) == (8, 1 / 8)
+    assert (task.examples_per_image, task.chance) == (8, 1 / 8)
     # Of its own picture alone: another third picture leaves the views of the first two as they were.
     pictures = noise_pictures(3, 24)
     pictures[2] = 0
-    again = task.make_views(pictures, Draws(0, 0, 0, batch_size=3)).inputs
+    again = task.make_views(as_batch(pictures, Draws(0, 0, 0, batch_size=3))).inputs
     assert torch.equal(again[:16], views.inputs[:16])
     assert not torch.equal(again[16:], views.inputs[16:])
 
@@ -88,8 +89,8 @@ def test_all_copies_are_grouped_by_picture_and_balanced(corners: str) -> None:
 @pytest.mark.parametrize("corners", ["inside", "mask", "paper"])
 def test_one_copy_takes_each_angle_equally_often(corners: str) -> None:
     task = RotationTask(4, image_size=4, copies="one", corners=corners)
-    views = task.make_views(noise_pictures(2000, 6), Draws(0, 0, 0, batch_size=2000))
-    assert len(views.inputs) == task.views_per_image * 2000 == 2000
+    views = task.make_views(as_batch(noise_pictures(2000, 6), Draws(0, 0, 0, batch_size=2000)))
+    assert len(views.inputs) == task.examples_per_image * 2000 == 2000
     counts = torch.bincount(views.targets, minlength=4)
     assert ((counts - 500).abs() < 5 * math.sqrt(2000 * 3 / 16)).all()
 
@@ -100,7 +101,9 @@ def test_one_copy_is_turned_by_its_own_target() -> None:
     plain = tv.center_crop(picture[0], [32, 32]) / 255
     shared = disc(32, 15)
     for step in range(12):
-        views = RotationTask(8, image_size=32, copies="one").make_views(picture, Draws(0, 0, step, batch_size=1))
+        views = RotationTask(8, image_size=32, copies="one").make_views(
+            as_batch(picture, Draws(0, 0, step, batch_size=1))
+        )
         degrees = -45.0 * views.targets.item()
         upright = tv.rotate(pixels(views.inputs), degrees, interpolation=InterpolationMode.BILINEAR)[0]
         errors = [float((upright - way)[:, shared].abs().max()) for way in (plain, plain.flip(2))]
@@ -113,9 +116,9 @@ def test_one_copy_is_turned_by_its_own_target() -> None:
 def test_two_workers_see_the_views_that_one_sees(corners: str, copies: str) -> None:
     pictures = noise_pictures(6, 28)
     task = RotationTask(4, image_size=20, copies=copies, corners=corners)
-    whole = task.make_views(pictures, Draws(5, 2, 7, batch_size=6))
+    whole = task.make_views(as_batch(pictures, Draws(5, 2, 7, batch_size=6)))
     parts = [
-        task.make_views(half, Draws(5, 2, 7, batch_size=6, rank=rank, world_size=2))
+        task.make_views(as_batch(half, Draws(5, 2, 7, batch_size=6, rank=rank, world_size=2)))
         for rank, half in enumerate(pictures.chunk(2))
     ]
     assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
@@ -128,7 +131,7 @@ def test_pictures_are_mirrored_before_they_are_turned() -> None:
     task = RotationTask(4, image_size=32)
     mirrored = set()
     for step in range(10):
-        views = pixels(task.make_views(picture, Draws(0, 0, step, batch_size=1)).inputs)
+        views = pixels(task.make_views(as_batch(picture, Draws(0, 0, step, batch_size=1))).inputs)
         torch.testing.assert_close(views[1], torch.rot90(views[0], 1, (1, 2)), atol=0.02, rtol=0)
         plain = tv.center_crop(picture[0], [32, 32]) / 255
         mirrored.add(bool((views[0] - plain).abs().mean() > (views[0] - plain.flip(2)).abs().mean()))
@@ -141,7 +144,7 @@ def test_an_easy_level_shows_the_same_views_as_a_hard_one(corners: str) -> None:
     pictures = noise_pictures(4, 36)
     levels = [
         RotationTask(num_angles, image_size=32, corners=corners)
-        .make_views(pictures, Draws(0, 1, 2, batch_size=4))
+        .make_views(as_batch(pictures, Draws(0, 1, 2, batch_size=4)))
         .inputs.unflatten(0, (4, num_angles))
         for num_angles in (2, 4, 8)
     ]
@@ -171,7 +174,9 @@ def test_nothing_from_outside_the_picture_is_seen(
     monkeypatch.setattr(rayssl.tasks.rotation, "rotated_crop", on_white_ground)
     monkeypatch.setattr(rayssl.tasks.rotation, "flip", lambda images, _: images.float() / 255)
     pictures = torch.zeros(50, 3, side, side, dtype=torch.uint8)
-    views = RotationTask(8, image_size=size, corners=corners).make_views(pictures, Draws(0, 0, 0, batch_size=50))
+    views = RotationTask(8, image_size=size, corners=corners).make_views(
+        as_batch(pictures, Draws(0, 0, 0, batch_size=50))
+    )
     seen = pixels(views.inputs)
     if corners == "mask":
         seen = seen[..., disc(size, size / 2)]
@@ -184,7 +189,7 @@ def test_nothing_from_outside_the_picture_is_seen(
 @pytest.mark.parametrize(("size", "side"), GEOMETRIES)
 def test_an_even_picture_stays_even_inside(size: int, side: int, num_angles: int) -> None:
     pictures = torch.full((3, 3, side, side), 200, dtype=torch.uint8)
-    views = RotationTask(num_angles, image_size=size).make_views(pictures, Draws(0, 0, 0, batch_size=3))
+    views = RotationTask(num_angles, image_size=size).make_views(as_batch(pictures, Draws(0, 0, 0, batch_size=3)))
     torch.testing.assert_close(pixels(views.inputs), torch.full((3 * num_angles, 3, size, size), 200 / 255))
 
 
@@ -194,7 +199,7 @@ def test_the_mask_leaves_a_disc_and_zeros_around_it(size: int, side: int, num_an
     """Zero after normalising: the mean colour, which no picture can be told from."""
     pictures = torch.full((3, 3, side, side), 200, dtype=torch.uint8)
     task = RotationTask(num_angles, image_size=size, corners="mask")
-    views = task.make_views(pictures, Draws(0, 0, 0, batch_size=3)).inputs
+    views = task.make_views(as_batch(pictures, Draws(0, 0, 0, batch_size=3))).inputs
     inside = disc(size, size / 2)
     assert (views[..., ~inside] == 0).all() and (~inside).any()
     expected = torch.full((3 * num_angles, 3, int(inside.sum())), 200 / 255)
@@ -204,7 +209,9 @@ def test_the_mask_leaves_a_disc_and_zeros_around_it(size: int, side: int, num_an
 def test_the_literal_geometry_blackens_eight_percent_of_odd_multiples_of_45_degrees() -> None:
     """Spec 1: resized to 256, turned, cropped to 224; the octagon's closed form lies within what crops can see."""
     pictures = torch.full((20, 3, 256, 256), 255, dtype=torch.uint8)
-    views = RotationTask(8, image_size=224, corners="paper").make_views(pictures, Draws(0, 0, 0, batch_size=20))
+    views = RotationTask(8, image_size=224, corners="paper").make_views(
+        as_batch(pictures, Draws(0, 0, 0, batch_size=20))
+    )
     black = (pixels(views.inputs).mean(1) < 0.5).float().unflatten(0, (20, 8))
     shares = black.mean((0, 2, 3))
     assert shares[::2].tolist() == [0, 0, 0, 0]
@@ -217,23 +224,24 @@ def test_the_literal_geometry_blackens_eight_percent_of_odd_multiples_of_45_degr
 
 def test_the_loss_of_a_head_that_knows_nothing_is_the_log_of_the_number_of_angles() -> None:
     task = RotationTask(8, image_size=8)
-    head = task.build_head(5)
+    head = task.build_head(5, ())
     torch.nn.init.zeros_(head.weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(head.bias)  # type: ignore[arg-type]
     outcome = task.compute_loss(head, torch.randn(16, 5, 3, 3), torch.arange(8).repeat(2))
     assert outcome.loss.item() == pytest.approx(math.log(8))
-    assert outcome.correct.item() == 2  # of equal logits the first wins
+    assert outcome.metrics["accuracy"].item() == pytest.approx(2 / 16)  # of equal logits the first wins
 
 
 def test_the_loss_is_the_cross_entropy_of_the_averaged_map() -> None:
     task = RotationTask(4, image_size=8)
-    head, maps, targets = task.build_head(6), torch.randn(10, 6, 4, 4), torch.randint(4, (10,))
+    head, maps, targets = task.build_head(6, ()), torch.randn(10, 6, 4, 4), torch.randint(4, (10,))
     outcome = task.compute_loss(head, maps, targets)
     logits = head(maps.flatten(2).mean(2))
     by_hand = torch.stack([logits[i].logsumexp(0) - logits[i, targets[i]] for i in range(10)]).mean()
     torch.testing.assert_close(outcome.loss, by_hand)
-    assert outcome.correct.item() == sum(int(logits[i].argmax() == targets[i]) for i in range(10))
-    assert outcome.loss.requires_grad and not outcome.correct.requires_grad
+    accuracy = outcome.metrics["accuracy"]
+    assert accuracy.item() == pytest.approx(sum(int(logits[i].argmax() == targets[i]) for i in range(10)) / 10)
+    assert outcome.loss.requires_grad and not accuracy.requires_grad
 
 
 @pytest.mark.parametrize("level", [{"angles": 1}, {"angles": 37}, {"angle": 4}, {}, 4])
@@ -244,5 +252,5 @@ def test_a_level_that_breaks_a_rule_is_refused(level: object) -> None:
 
 def test_a_config_builds_the_task_that_it_describes() -> None:
     config = RotationConfig(copies="one", corners="mask")
-    task = config.build(config.parse_level({"angles": 8}), image_size=24)
+    task = config.build(config.parse_level({"angles": 8}), TaskSetting(image_size=24, batch_size=8))
     assert (task.num_angles, task.image_size, task.copies, task.corners) == (8, 24, "one", "mask")

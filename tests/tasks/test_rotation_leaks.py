@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from rayssl.data.augment import Draws
 from rayssl.tasks import RotationTask
+from tests.tasks.task_batches import as_batch
 
 VIEW = 32
 CIFAR10 = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10.tar.xz"
@@ -113,7 +114,7 @@ def told(pictures: Tensor, corners: str) -> dict[str, float]:
     differ in their corners or in their sharpness.
     """
     task = RotationTask(8, image_size=VIEW, copies="one", corners=corners)
-    views = task.make_views(pictures, Draws(0, 0, 0, batch_size=len(pictures)))
+    views = task.make_views(as_batch(pictures, Draws(0, 0, 0, batch_size=len(pictures))))
     half = len(pictures) // 2
     scores = {}
     for name, values in statistics(views.inputs).items():
