@@ -64,12 +64,18 @@ class ExperimentConfig(Config):
     @model_validator(mode="after")
     def _method_agrees(self) -> Self:
         """The method's own rules about batches, workers and views."""
-        self.method.check(self.task_setting(), workers=max(1, self.cluster.workers))
+        self.method.check(self.task_setting())
         return self
 
     def task_setting(self, classes: tuple[str, ...] = ()) -> TaskSetting:
         """What a method's tasks have to know; `classes` are known once the pictures are listed."""
-        return TaskSetting(self.data.image_size, self.training.batch_size, classes)
+        return TaskSetting(
+            self.data.image_size,
+            self.training.batch_size,
+            max(1, self.cluster.workers),
+            self.training.sync_batchnorm,
+            classes,
+        )
 
 
 def recipe_names() -> list[str]:

@@ -23,6 +23,7 @@ from rayssl.runtime import EpochDone, LocalRuntime, NullTracker, Runtime, Tracke
 from rayssl.training.checkpoints import Checkpoint, Cursor, load_checkpoint, save_checkpoint
 from rayssl.training.loop import train_stage
 from rayssl.training.stage import Stage, frozen_unchanged
+from rayssl.training.sync_batchnorm import synchronize_batchnorm
 
 
 def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tracker: Tracker | None = None) -> Report:
@@ -94,6 +95,8 @@ def run_stage(
 ) -> None:
     """Train one stage and add a row an epoch to `history`; after each epoch measure, record, save and report."""
     stage = method.build_stage(index).to(runtime.device).to(memory_format=torch.channels_last)
+    if config.training.sync_batchnorm:
+        synchronize_batchnorm(stage, runtime.device)
     optimizer = config.optimizer.build(stage)
     if resume is not None:
         stage.head.load_state_dict(resume.head)
@@ -102,6 +105,7 @@ def run_stage(
     schedule = method.schedule(index)
     child = tracker.child(f"stage-{index + 1}")
     child.log_params(flatten(config.method.stages[index]))
+    child.log_metrics(stage.task.facts(), step=schedule.epochs_before)
     loader = TrainLoader(
         pictures,
         images_per_step=config.training.batch_size // stage.task.examples_per_image,

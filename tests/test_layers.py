@@ -13,6 +13,7 @@ LAYERS = {
     "errors": 0,
     "schema": 0,
     "losses": 1,
+    "collectives": 1,
     "clustering": 1,
     "recipe_file": 1,
     "backbones": 1,

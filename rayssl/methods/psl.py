@@ -82,7 +82,7 @@ class PSLConfig(Config):
             reached = last
         return self
 
-    def check(self, setting: TaskSetting, *, workers: int) -> None:
+    def check(self, setting: TaskSetting) -> None:
         """Every worker gets the same number of pictures, and every picture all its views, in every step.
 
         Raises:
@@ -90,11 +90,11 @@ class PSLConfig(Config):
         """
         for index, stage in enumerate(self.stages):
             copies = self.task.examples_per_image(stage.level)
-            unit = workers * copies
+            unit = setting.workers * copies
             if setting.batch_size % unit:
                 raise ValueError(
-                    f"training.batch_size: must be a multiple of {unit} ({workers} workers x {copies} views a picture "
-                    f"in method.stages.{index}), got {setting.batch_size}"
+                    f"training.batch_size: must be a multiple of {unit} ({setting.workers} workers x {copies} views a "
+                    f"picture in method.stages.{index}), got {setting.batch_size}"
                 )
             self.task.check(stage.level, setting)
 

@@ -1,16 +1,26 @@
 """Pretext tasks. A new one: a file, and its config in the union below."""
 
-from rayssl.tasks.base import PretextTask, TaskConfig, TaskLoss, TaskSetting, Views
-from rayssl.tasks.rotation import RotationConfig, RotationLevel, RotationTask
+from typing import Annotated
 
-AnyTask = RotationConfig
+from pydantic import Field
+
+from rayssl.tasks.base import PretextTask, TaskConfig, TaskLoss, TaskSetting, Views
+from rayssl.tasks.moco import MoCoConfig
+from rayssl.tasks.rotation import RotationConfig, RotationLevel, RotationTask
+from rayssl.tasks.simclr import SimCLRConfig
+from rayssl.tasks.supervised import SupervisedConfig
+
+AnyTask = Annotated[RotationConfig | SimCLRConfig | MoCoConfig | SupervisedConfig, Field(discriminator="name")]
 
 __all__ = [
     "AnyTask",
+    "MoCoConfig",
     "PretextTask",
     "RotationConfig",
     "RotationLevel",
     "RotationTask",
+    "SimCLRConfig",
+    "SupervisedConfig",
     "TaskConfig",
     "TaskLoss",
     "TaskSetting",

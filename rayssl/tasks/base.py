@@ -19,6 +19,10 @@ class TaskSetting:
     """Side of the views, in pixels."""
     batch_size: int
     """Examples a step, over all workers."""
+    workers: int = 1
+    """How many share a step."""
+    sync_batchnorm: bool = False
+    """Whether BatchNorm spans all of them."""
     classes: tuple[str, ...] = ()
     """The pictures' classes, for the supervised reference; empty if they have none, or before they are listed."""
 

@@ -28,6 +28,8 @@ class TrainingConfig(Config):
     """Views a step, over all workers (PSL: 256)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: convolutions and matrix products in bfloat16 (autocast), weights and losses in float32."""
+    sync_batchnorm: bool = False
+    """Whether BatchNorm normalises by the batch of all workers (SimCLR), or each worker by its own share."""
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints; a stage's last epoch always writes one."""
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from rayssl.schema import Config
+from rayssl.training.lars import LARS
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -40,7 +41,19 @@ class CosineScheduleConfig(Config):
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
 
 
-AnySchedule = Annotated[StepsScheduleConfig | CosineScheduleConfig, Field(discriminator="name")]
+class ConstantScheduleConfig(Config):
+    """The learning rate stays as it is."""
+
+    name: Literal["constant"] = "constant"
+
+    def scale(self, progress: float) -> float:
+        """1, whatever the progress."""
+        return 1.0
+
+
+AnySchedule = Annotated[
+    StepsScheduleConfig | CosineScheduleConfig | ConstantScheduleConfig, Field(discriminator="name")
+]
 
 
 class SGDConfig(Config):
@@ -68,7 +81,53 @@ class SGDConfig(Config):
         )
 
 
-AnyOptimizer = SGDConfig
+class LARSConfig(Config):
+    """Momentum SGD with a step in proportion to each weight's length, for large batches (You et al. 2017)."""
+
+    name: Literal["lars"] = "lars"
+    learning_rate: float = Field(default=0.3, gt=0)
+    """For the whole batch, as given: nothing is scaled (PSL with SimCLR: .3 at 256)."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """As SimCLR."""
+    weight_decay: float = Field(default=1e-6, ge=0)
+    """As SimCLR. Neither it nor the adaptation apply to biases and normalisation parameters."""
+    trust_coefficient: float = Field(default=0.001, gt=0)
+    """Length of a step as a share of the weight's, at learning rate 1."""
+    schedule: AnySchedule = CosineScheduleConfig(warmup=0.05)
+    """Multiplier of the learning rate over a stage, or over the run (method.schedule_scope)."""
+
+    def build(self, module: nn.Module) -> LARS:
+        """An optimiser over the module's trainable parameters alone."""
+        decayed, plain = parameter_groups(module, weight_decay=self.weight_decay)
+        return LARS(
+            [decayed, {**plain, "adapt": False}],
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            trust_coefficient=self.trust_coefficient,
+        )
+
+
+class AdamConfig(Config):
+    """Adam (Kingma and Ba 2015)."""
+
+    name: Literal["adam"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """For the whole batch, as given."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Shares of themselves that the averages of gradient and squared gradient keep in a step."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Added to the gradient; not for biases and normalisation parameters."""
+    schedule: AnySchedule = ConstantScheduleConfig()
+    """Multiplier of the learning rate over a stage, or over the run (method.schedule_scope)."""
+
+    def build(self, module: nn.Module) -> torch.optim.Adam:
+        """An optimiser over the module's trainable parameters alone."""
+        return torch.optim.Adam(
+            parameter_groups(module, weight_decay=self.weight_decay), lr=self.learning_rate, betas=self.betas
+        )
+
+
+AnyOptimizer = Annotated[SGDConfig | LARSConfig | AdamConfig, Field(discriminator="name")]
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rayssl.backbones import Backbone
 from rayssl.tasks.base import PretextTask, TaskLoss
@@ -45,9 +46,10 @@ class Stage(nn.Module):
         return self
 
     def moving_buffers(self) -> list[Tensor]:
-        """Buffers that training changes: BatchNorm statistics of the trained blocks, and of all with "batch"."""
+        """BatchNorm statistics that training moves: of the trained blocks and the head, and of all with "batch"."""
         frozen = self.frozen if self.frozen_batchnorm == "batch" else ()
-        return [*self.buffers(), *(buffer for block in frozen for buffer in block.buffers())]
+        layers = [layer for part in (self, *frozen) for layer in part.modules() if isinstance(layer, _BatchNorm)]
+        return [buffer for layer in layers for buffer in layer.buffers()]
 
     def forward(self, inputs: Tensor, targets: Tensor) -> TaskLoss:
         """Run B1 up to the stage's last block, then the head, and compare with the targets."""
