@@ -46,6 +46,8 @@ class ExperimentConfig(Config):
     """The pictures."""
     backbone: AnyBackbone
     """The encoder."""
+    initial_weights: Path | None = None
+    """File of weights that the encoder starts from, torchvision's or a run's encoder.pt; None: random ones."""
     method: AnyMethod
     """How it is pre-trained."""
     optimizer: AnyOptimizer

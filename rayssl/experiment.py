@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from rayssl.backbones import Backbone
+from rayssl.backbones import Backbone, load_weights
 from rayssl.config import ExperimentConfig
 from rayssl.data import ImageList, Pictures, Splits, check_size, open_pictures
-from rayssl.data.loaders import TrainLoader
 from rayssl.errors import DataError
 from rayssl.evaluation import AnyEvaluation, OnlineEvaluation
 from rayssl.methods import Method
@@ -22,8 +21,7 @@ from rayssl.runs import open_run
 from rayssl.runtime import EpochDone, LocalRuntime, NullTracker, Runtime, Tracker
 from rayssl.training.checkpoints import Checkpoint, Cursor, load_checkpoint, save_checkpoint
 from rayssl.training.loop import train_stage
-from rayssl.training.stage import Stage, frozen_unchanged
-from rayssl.training.sync_batchnorm import synchronize_batchnorm
+from rayssl.training.stage import TrainedStage, frozen_unchanged
 
 
 def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tracker: Tracker | None = None) -> Report:
@@ -51,9 +49,12 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     pictures = open_data(config, runtime.folder, rank=runtime.rank, barrier=runtime.barrier)
     for note in _list_bad_files(pictures, runtime):
         runtime.show(note)
-    encoder = build_encoder(config).to(runtime.device)
+    encoder = build_encoder(config)
+    if config.initial_weights is not None:
+        load_weights(encoder, config.initial_weights)
+    encoder = encoder.to(runtime.device)
     method = config.method.build(encoder, config.task_setting(pictures.train.classes), seed=config.seed)
-    restored = _restore(runtime, encoder)
+    restored = _restore(runtime, method)
     history = restored.history
     online = OnlineEvaluation(
         config.online, pictures.train, pictures.validation, data=config.data, seed=config.seed, runtime=runtime
@@ -61,11 +62,11 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     for index in range(restored.cursor.stage, method.num_stages):
         resume = restored if restored.cursor.stage == index and restored.cursor.epoch else None
         run_stage(config, method, index, pictures.train, online, runtime, tracker, history, resume)
-    metrics, notes = evaluate_beside_random(config, encoder, pictures, runtime)
+    metrics, notes = evaluate_beside_random(config, method, pictures, runtime)
     notes += _list_bad_files(pictures, runtime)  # again: a large set is read while it is trained on
     report = Report(runtime.folder, config.name, history, metrics, notes)
     if runtime.rank == 0:
-        _write_results(report, encoder, tracker)
+        _write_results(report, config, encoder, tracker)
     runtime.barrier()
     return report
 
@@ -94,39 +95,35 @@ def run_stage(
     resume: Checkpoint | None,
 ) -> None:
     """Train one stage and add a row an epoch to `history`; after each epoch measure, record, save and report."""
-    stage = method.build_stage(index).to(runtime.device).to(memory_format=torch.channels_last)
-    if config.training.sync_batchnorm:
-        synchronize_batchnorm(stage, runtime.device)
-    optimizer = config.optimizer.build(stage)
+    plan = method.prepare(index, pictures, runtime, optimizer=config.optimizer)
+    stage, schedule = plan.stage, method.schedule(index)
+    optimizer = plan.optimizer.build(stage)
     if resume is not None:
         stage.head.load_state_dict(resume.head)
         optimizer.load_state_dict(resume.optimizer)
     start_epoch = resume.cursor.epoch if resume is not None else 0
-    schedule = method.schedule(index)
-    child = tracker.child(f"stage-{index + 1}")
-    child.log_params(flatten(config.method.stages[index]))
-    child.log_metrics(stage.task.facts(), step=schedule.epochs_before)
-    loader = TrainLoader(
-        pictures,
-        images_per_step=config.training.batch_size // stage.task.examples_per_image,
-        seed=config.seed,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-    )
+    child = tracker.child(method.name_of(index))
+    child.log_params(method.settings_of(index))
+    for record in (tracker, child):
+        record.log_metrics(plan.facts, step=schedule.epochs_before)
+    for path in plan.pictures:
+        child.log_artifact(path)
+    for warning in plan.warnings:
+        runtime.show(f"warning: {warning}")
     with frozen_unchanged(stage):
         epochs = train_stage(
             stage,
-            loader,
+            plan.loader,
             runtime,
             optimizer,
-            settings=config.optimizer,
+            settings=plan.optimizer,
             schedule=schedule,
             precision=config.training.precision,
             start_epoch=start_epoch,
         )
         for epoch, metrics in enumerate(epochs, start=start_epoch + 1):
             last = epoch == schedule.epochs
-            if last or epoch % config.online.every == 0:
+            if plan.measured and (last or epoch % config.online.every == 0):
                 metrics.update(online.measure(method.encoder, stage.last_block))
             history.append({"stage": index + 1, "epoch": schedule.epochs_before + epoch, **metrics})
             for record in (tracker, child):
@@ -137,7 +134,7 @@ def run_stage(
                 save = partial(
                     _save,
                     config=config,
-                    encoder=method.encoder,
+                    method=method,
                     history=history,
                     cursor=Cursor(index, epoch),
                     stage=stage,
@@ -146,7 +143,7 @@ def run_stage(
             if not last:
                 runtime.report(metrics, save)
     # Only once the frozen blocks are found unchanged is the stage's end a place to go on from.
-    save = partial(_save, config=config, encoder=method.encoder, history=history, cursor=Cursor(index + 1))
+    save = partial(_save, config=config, method=method, history=history, cursor=Cursor(index + 1))
     if runtime.rank == 0:
         save(runtime.folder / f"stage-{index + 1}")
         child.log_artifact(runtime.folder / f"stage-{index + 1}", "checkpoint")
@@ -211,16 +208,16 @@ def _list_pictures(config: ExperimentConfig, *, rank: int, barrier: Callable[[],
 
 
 def build_encoder(config: ExperimentConfig) -> Backbone:
-    """The encoder as it is before training; the same weights for the same seed."""
+    """The encoder with random weights; the same ones for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return config.backbone.build().to(memory_format=torch.channels_last)
 
 
 def evaluate_beside_random(
-    config: ExperimentConfig, encoder: Backbone, pictures: OpenPictures, runtime: Runtime
+    config: ExperimentConfig, method: Method, pictures: OpenPictures, runtime: Runtime
 ) -> tuple[dict[str, float], list[str]]:
-    """Run the recipe's evaluations on the encoder and on the network that it was before training.
+    """Run the recipe's evaluations on the encoder, on those it is compared with and on what it was before training.
 
     Returns:
         Metrics, those of the untrained network under "random/", and notes for the reader.
@@ -230,7 +227,11 @@ def evaluate_beside_random(
         return {}, []
     if told is None or not pictures.train.classes:
         return {}, ["The evaluations were skipped: these pictures have no labels to learn from, or none were held out."]
-    networks = {"": encoder, "random/": build_encoder(config).to(runtime.device)}
+    networks = {
+        "": method.encoder,
+        **method.compared_encoders(),
+        "random/": build_encoder(config).to(runtime.device),
+    }
     runtime.show("linear probes of the trained and of a random network ...")
 
     def evaluate(item: tuple[str, AnyEvaluation]) -> dict[str, float]:
@@ -260,12 +261,13 @@ def _list_bad_files(pictures: OpenPictures, runtime: Runtime) -> list[str]:
     return [f"{len(lines)} pictures can't be read and are left out; {path} lists them."]
 
 
-def _restore(runtime: Runtime, encoder: Backbone) -> Checkpoint:
+def _restore(runtime: Runtime, method: Method) -> Checkpoint:
     folder = runtime.restore()
     if folder is None:
         return Checkpoint(Cursor(), backbone={})
     checkpoint = load_checkpoint(folder, device=runtime.device)
-    encoder.load_state_dict(checkpoint.backbone)
+    method.encoder.load_state_dict(checkpoint.backbone)
+    method.load_state(checkpoint.method)
     runtime.show(
         f"going on from {folder}: stage {checkpoint.cursor.stage + 1}, after {checkpoint.cursor.epoch} epochs of it"
     )
@@ -276,16 +278,17 @@ def _save(
     folder: Path,
     *,
     config: ExperimentConfig,
-    encoder: Backbone,
+    method: Method,
     history: list[dict[str, float]],
     cursor: Cursor,
-    stage: Stage | None = None,
+    stage: TrainedStage | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Write a checkpoint; without a stage the one of a stage's end, whose head and optimiser are dropped."""
     checkpoint = Checkpoint(
         cursor=cursor,
-        backbone=encoder.state_dict(),
+        backbone=method.encoder.state_dict(),
+        method=method.state(),
         head=stage.head.state_dict() if stage is not None else {},
         optimizer=optimizer.state_dict() if optimizer is not None else {},
         history=history,
@@ -294,7 +297,7 @@ def _save(
     save_checkpoint(checkpoint, folder)
 
 
-def _write_results(report: Report, encoder: Backbone, tracker: Tracker) -> None:
+def _write_results(report: Report, config: ExperimentConfig, encoder: Backbone, tracker: Tracker) -> None:
     """Write the run's last files and record them; report.json, written last, says that the run is finished."""
     folder = report.folder
     torch.save({name: tensor.cpu() for name, tensor in encoder.state_dict().items()}, folder / "encoder.pt")
@@ -305,4 +308,7 @@ def _write_results(report: Report, encoder: Backbone, tracker: Tracker) -> None:
     for name in ("config.yaml", "history.jsonl", "report.md", "report.json", "bad_files.txt", "encoder.pt"):
         if (folder / name).exists():
             tracker.log_artifact(folder / name)
+    plain = config.backbone.build().eval()  # without what training put in, such as BatchNorm over the workers
+    plain.load_state_dict(encoder.state_dict())
+    tracker.log_model(plain.portable(), "encoder")
     tracker.finish()

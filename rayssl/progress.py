@@ -58,8 +58,11 @@ class Display:
             f"stage {row['stage']:.0f}/{event.num_stages}",
             f"epoch {row['epoch']:.0f}/{event.epochs}",
             f"loss {row['loss']:.4f}",
-            f"accuracy {row['accuracy']:.1%} (chance {row['chance']:.1%})",
         ]
+        if "accuracy" in row:
+            words.append(f"accuracy {row['accuracy']:.1%} (chance {row['chance']:.1%})")
+        if "triplet" in row:
+            words.append(f"triplet {row['triplet']:.3f}")
         if "probe/best/top1" in row:
             words.append(f"probe {row['probe/best/top1']:.1%}")
         words += [f"{row['images_per_second']:,.0f} img/s", f"left {self._time_left(event)}"]

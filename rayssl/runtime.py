@@ -95,6 +95,9 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a file, or a folder with all that is in it."""
 
+    def log_model(self, model: nn.Module, name: str) -> None:
+        """Record a network that loads where rayssl is not installed."""
+
     def child(self, name: str) -> "Tracker":
         """The record of a part of the run, such as a stage; the same one when asked again."""
 
@@ -112,6 +115,9 @@ class NullTracker:
         """Do nothing."""
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Do nothing."""
+
+    def log_model(self, model: nn.Module, name: str) -> None:
         """Do nothing."""
 
     def child(self, name: str) -> "NullTracker":

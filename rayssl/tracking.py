@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 import warnings
@@ -17,6 +18,7 @@ from rayssl.errors import ClusterError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Param
+    from torch import nn
 
 # Without these a server that is away holds the training up for minutes, a call.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -118,6 +120,18 @@ class MLflowTracker:
             self._outbox.send(lambda client: client.log_artifacts(self.run_id, str(path), folder))
         else:
             self._outbox.send(lambda client: client.log_artifact(self.run_id, str(path), folder))
+
+    def log_model(self, model: "nn.Module", name: str) -> None:
+        """Record a network as an MLflow model: mlflow.pytorch.load_model("runs:/RUN_ID/NAME") gives it back."""
+        import mlflow.pytorch
+        import torch
+        import torchvision
+
+        versions = [f"{library.__name__}=={library.__version__.split('+')[0]}" for library in (torch, torchvision)]
+        folder = self._folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        mlflow.pytorch.save_model(model, folder, pip_requirements=versions, serialization_format="pickle")
+        self.log_artifact(folder, name)
 
     def child(self, name: str) -> "MLflowTracker":
         """The child run called `name`: made at the first call, opened again at later ones."""

@@ -58,9 +58,9 @@ def spoil(text: str, old: str, new: str) -> tuple[str, int]:
          "data.name: unknown 'digit'. Did you mean 'digits'?"
          " There are: digits, folder, npz, cifar10, stl10, imagenet, voc2007"),
         (SMALL, "name: steps", "name: step",
-         "optimizer.schedule.name: unknown 'step'. Did you mean 'steps'? There are: steps, cosine"),
+         "optimizer.schedule.name: unknown 'step'. Did you mean 'steps'? There are: steps, cosine, constant"),
         (SMALL, "name: rotation,", "name: rotaton,",
-         "method.task.name: must be 'rotation', got 'rotaton'. Did you mean 'rotation'?"),
+         "method.task.name: unknown 'rotaton'. Did you mean 'rotation'? There are: jigsaw, rotation, simclr, moco, supervised"),
         (SMALL, "batch_size: 256", "batch_size: 255",
          "training.batch_size: must be a multiple of 2 (2 workers x 1 views a picture in method.stages.0), got 255"),
         (SMALL, "learning_rate: 0.05", "learning_rate: abc", "optimizer.learning_rate: must be a number, got 'abc'"),
@@ -172,7 +172,7 @@ def test_flattened_keys_are_overrides(name: str) -> None:
     """Given back, all of them change nothing, and each alone is accepted."""
     config = load_config(name)
     overrides = [f"{key}={json.dumps(value)}" for key, value in flatten(config).items()]
-    assert "method.stages.0.level.angles" in flatten(config)
+    assert any(key.startswith("method.stages.0.level.") for key in flatten(config))
     assert load_config(name, overrides) == config
     for override in overrides:
         assert load_config(name, [override]) == config

@@ -1,6 +1,7 @@
 """What every backbone offers: five blocks, B1..B5, that can be run one after another and no further than needed."""
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 NUM_BLOCKS = 5
 
@@ -45,3 +46,11 @@ class Backbone(nn.Module):
         for block in self.blocks[:last_block]:
             features = block(features)
         return features
+
+    def portable(self) -> fx.GraphModule:
+        """The whole encoder, (N, 3, S, S) to its last map, made of torch's own layers: it loads where rayssl is not.
+
+        Its weights are this encoder's, not copies. A RevNet becomes its plain form, which stores activations.
+        """
+        with torch.no_grad():  # the plain form is what runs without gradients
+            return fx.symbolic_trace(nn.Sequential(*self.blocks))

@@ -1,6 +1,6 @@
 """Which pictures go into which step, for training and for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +29,9 @@ class Batch:
 class TrainLoader:
     """Shuffled batches for training, the same on any number of workers.
 
-    The order of an epoch is a permutation drawn from (seed, epoch); a step takes the next `images_per_step` pictures
-    of it and every worker a contiguous share of those. Pictures left over at an epoch's end are dropped.
+    The order of an epoch is a permutation drawn from (seed, epoch), unless another order is given; a step takes the
+    next `images_per_step` pictures of it and every worker a contiguous share of those. Pictures left over at an
+    epoch's end are dropped.
 
     Args:
         pictures: What there is to train on.
@@ -38,15 +39,26 @@ class TrainLoader:
         seed: The run's seed.
         rank: This worker's number.
         world_size: Number of workers; divides `images_per_step`.
+        order: Gives the pictures' numbers for each step of an epoch, int64 (num_steps, images_per_step), as many steps
+            in every epoch and the same on every worker.
+        labels: Labels to give with the pictures instead of their own, int64 (len(pictures),), such as pseudo labels.
 
     Raises:
         ConfigError: If there is not even one step in an epoch.
     """
 
     def __init__(
-        self, pictures: Pictures, *, images_per_step: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        pictures: Pictures,
+        *,
+        images_per_step: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        order: Callable[[int], np.ndarray] | None = None,
+        labels: np.ndarray | None = None,
     ) -> None:
-        self.num_steps = len(pictures) // images_per_step
+        self.num_steps = len(pictures) // images_per_step if order is None else len(order(0))
         if self.num_steps == 0:
             raise ConfigError(
                 f"training.batch_size: a step takes {images_per_step} pictures, but there are only {len(pictures)} "
@@ -55,12 +67,14 @@ class TrainLoader:
         self._pictures = pictures
         self.images_per_step = images_per_step
         self._seed = seed
+        self._order = order or self._shuffled
+        self._labels = pictures.labels if labels is None else labels
         self._rank = rank
         self._world_size = world_size
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This worker's batch of each step."""
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._pictures))
+        order = self._order(epoch)
         draws = [
             Draws(
                 self._seed, epoch, step, batch_size=self.images_per_step, rank=self._rank, world_size=self._world_size
@@ -68,14 +82,16 @@ class TrainLoader:
             for step in range(self.num_steps)
         ]
         share = self.images_per_step // self._world_size
-        first = [step * self.images_per_step + self._rank * share for step in range(self.num_steps)]
-        shares = [order[i : i + share] for i in first]
+        shares = order[:, self._rank * share : (self._rank + 1) * share]
         plan = (
             (indices, step_draws.uniform(0.0, 1.0).numpy()) for indices, step_draws in zip(shares, draws, strict=True)
         )
         for images, step_draws, indices in zip(self._pictures.batches(plan), draws, shares, strict=True):
-            labels = torch.from_numpy(self._pictures.labels[indices])
-            yield Batch(images, step_draws, torch.from_numpy(indices), labels)
+            yield Batch(images, step_draws, torch.from_numpy(indices), torch.from_numpy(self._labels[indices]))
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._pictures))
+        return order[: self.num_steps * self.images_per_step].reshape(self.num_steps, self.images_per_step)
 
 
 def plain_views(

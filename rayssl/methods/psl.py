@@ -4,17 +4,25 @@ PSL, SL, PSL_f, the end-to-end baseline and greedy training are such lists, so a
 and 6).
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from torch import Tensor
 
 from rayssl.backbones import NUM_BLOCKS, Backbone
-from rayssl.recipe_file import parse_each
+from rayssl.data import Pictures
+from rayssl.data.loaders import TrainLoader
+from rayssl.methods.base import StagePlan
+from rayssl.recipe_file import flatten, parse_each
+from rayssl.runtime import Runtime
 from rayssl.schema import Config
 from rayssl.tasks import AnyTask, TaskSetting
 from rayssl.training.loop import StageSchedule
+from rayssl.training.optimizers import AnyOptimizer
 from rayssl.training.stage import Stage
+from rayssl.training.sync_batchnorm import synchronize_batchnorm
 
 Block = Annotated[int, Field(ge=1, le=NUM_BLOCKS)]
 
@@ -125,6 +133,39 @@ class PSL:
             torch.manual_seed(self._seed * 1000 + index)
             task = self._config.task.build(stage.level, self._setting)
             return Stage(self.encoder, range(first, last + 1), task, frozen_batchnorm=self._config.frozen_batchnorm)
+
+    def name_of(self, index: int) -> str:
+        """Stages are numbered from 1."""
+        return f"stage-{index + 1}"
+
+    def settings_of(self, index: int) -> dict[str, Any]:
+        """Blocks, epochs and level."""
+        return flatten(self._config.stages[index])
+
+    def prepare(self, index: int, pictures: Pictures, runtime: Runtime, *, optimizer: AnyOptimizer) -> StagePlan:
+        """The stage on the runtime's device, and shuffled batches of all pictures."""
+        stage = self.build_stage(index).to(runtime.device).to(memory_format=torch.channels_last)
+        if self._setting.sync_batchnorm:
+            synchronize_batchnorm(stage, runtime.device)
+        loader = TrainLoader(
+            pictures,
+            images_per_step=self._setting.batch_size // stage.task.examples_per_image,
+            seed=self._seed,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+        )
+        return StagePlan(stage, loader, optimizer, stage.task.facts())
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing beside the encoder: heads are the stages' own."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing."""
+
+    def compared_encoders(self) -> dict[str, Backbone]:
+        """None."""
+        return {}
 
     def schedule(self, index: int) -> StageSchedule:
         """The stage's epochs, and those before it."""

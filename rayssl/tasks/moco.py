@@ -90,8 +90,7 @@ class MoCoTask:
         assert isinstance(head, MoCoHead)
         query = head.projection(feature_map.mean((2, 3))).float()
         key = head.encode_keys(targets)
-        # A copy: the queue changes below, before the gradient is computed from it.
-        logits = info_nce_logits(query, key, head.queue.clone(), temperature=self._config.temperature)
+        logits = info_nce_logits(query, key, head.queue, temperature=self._config.temperature)
         head.enqueue(gather_rows(key))
         right = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         accuracy = (logits.detach().argmax(1) == right).float().mean()

@@ -18,8 +18,8 @@ from rayssl.errors import CheckpointError
 
 _TENSORS = "tensors.pt"
 _JSON = "checkpoint.json"
-_FORMAT = 1
-_CONTENT = {"backbone", "head", "optimizer"}
+_FORMAT = 2
+_CONTENT = {"backbone", "method", "head", "optimizer"}
 """Keys of the file with the tensors."""
 
 
@@ -40,6 +40,9 @@ class Checkpoint:
 
     cursor: Cursor
     backbone: dict[str, Tensor]
+    """The encoder that the run results in."""
+    method: dict[str, Tensor] = field(default_factory=dict)
+    """What the method keeps beside it: MGTA's other network, decoders, pseudo labels."""
     head: dict[str, Tensor] = field(default_factory=dict)
     """The head of the stage in progress; empty at a stage's end, where heads are dropped."""
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +58,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    tensors = {"backbone": checkpoint.backbone, "head": checkpoint.head, "optimizer": checkpoint.optimizer}
+    tensors = {name: getattr(checkpoint, name) for name in _CONTENT}
     torch.save(tensors, partial / _TENSORS)
     readable = {
         "format": _FORMAT,

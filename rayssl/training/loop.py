@@ -14,7 +14,7 @@ from rayssl.errors import TrainingError
 from rayssl.runtime import Progress, Runtime
 from rayssl.schema import Config
 from rayssl.training.optimizers import AnyOptimizer
-from rayssl.training.stage import Stage
+from rayssl.training.stage import TrainedStage
 
 _CHECK_EVERY = 50
 """Steps between looks at the loss: reading a number from a GPU makes the CPU wait for it."""
@@ -58,7 +58,7 @@ class StageSchedule:
 
 
 def train_stage(
-    stage: Stage,
+    stage: TrainedStage,
     loader: TrainLoader,
     runtime: Runtime,
     optimizer: torch.optim.Optimizer,
@@ -81,8 +81,8 @@ def train_stage(
         start_epoch: Epochs of this stage that an earlier attempt has finished.
 
     Yields:
-        For each epoch, over all workers: loss, what the task measures (accuracy), chance, learning_rate (of the last
-        step) and images_per_second (examples over wall time).
+        For each epoch, over all workers: loss, what the task measures (accuracy), chance if it has one, learning_rate
+        (of the last step) and images_per_second (examples over wall time).
 
     Raises:
         TrainingError: If the loss is not finite; it names stage, epoch, step and learning rate.
@@ -121,15 +121,16 @@ def train_stage(
         # Every worker has as many examples in every step, so the mean of their means is the mean.
         means = torch.stack([torch.stack(losses).sum().double(), *totals.values()]) / (len(losses) * runtime.world_size)
         examples = loader.num_steps * loader.images_per_step * stage.task.examples_per_image
+        chance = {} if stage.task.chance is None else {"chance": stage.task.chance}
         yield {
             **dict(zip(("loss", *totals), runtime.sum(means).tolist(), strict=True)),
-            "chance": stage.task.chance,
+            **chance,
             "learning_rate": rate,
             "images_per_second": examples / (time.monotonic() - started),
         }
 
 
-def _average_statistics(stage: Stage, runtime: Runtime) -> None:
+def _average_statistics(stage: TrainedStage, runtime: Runtime) -> None:
     """Give all workers the mean of their running statistics.
 
     Each worker normalises by its own share of a batch. Left apart, the workers would evaluate, and freeze, networks

@@ -28,6 +28,7 @@ def trained(seed: int = 0) -> Checkpoint:
     return Checkpoint(
         Cursor(1, 2),
         network.state_dict(),
+        method={"labels": torch.tensor([3, 1, 2])},
         head=head.state_dict(),
         optimizer=optimizer.state_dict(),
         history=[{"stage": 1, "epoch": 1, "loss": 0.1 + 0.2}],
@@ -46,6 +47,7 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
     found = load_checkpoint(tmp_path / "some" / "where")
     assert (found.cursor, found.history, found.config) == (checkpoint.cursor, checkpoint.history, checkpoint.config)
     assert_same_tensors(found.backbone, checkpoint.backbone)
+    assert_same_tensors(found.method, checkpoint.method)
     assert_same_tensors(found.head, checkpoint.head)
     assert found.optimizer["param_groups"] == checkpoint.optimizer["param_groups"]
     for index, state in checkpoint.optimizer["state"].items():
@@ -178,7 +180,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("text", ["{", "", "[]", "3", "{}", '{"format": 2}', '{"format": 1}', "null", "\x00"])
+@pytest.mark.parametrize("text", ["{", "", "[]", "3", "{}", '{"format": 2}', '{"format": 3}', "null", "\x00"])
 def test_json_that_says_something_else_is_refused(tmp_path: Path, text: str) -> None:
     save_checkpoint(trained(), tmp_path / "c")
     (tmp_path / "c" / "checkpoint.json").write_text(text)
@@ -189,16 +191,18 @@ def test_json_that_says_something_else_is_refused(tmp_path: Path, text: str) -> 
 def test_a_later_format_is_named_even_if_its_files_are_others(tmp_path: Path) -> None:
     save_checkpoint(trained(), tmp_path / "c")
     (tmp_path / "c" / "tensors.pt").unlink()
-    (tmp_path / "c" / "checkpoint.json").write_text(json.dumps({"format": 2}))
-    with pytest.raises(CheckpointError, match="must be of format 1, got 2"):
+    (tmp_path / "c" / "checkpoint.json").write_text(json.dumps({"format": 3}))
+    with pytest.raises(CheckpointError, match="must be of format 2, got 3"):
         load_checkpoint(tmp_path / "c")
 
 
-@pytest.mark.parametrize("content", [[1], {"backbone": {}}, {"backbone": {}, "head": {}, "optimizer": {}, "more": 1}])
+@pytest.mark.parametrize(
+    "content", [[1], {"backbone": {}}, dict.fromkeys(("backbone", "head", "method", "optimizer", "more"), {})]
+)
 def test_tensors_under_other_names_are_refused(tmp_path: Path, content: object) -> None:
     save_checkpoint(trained(), tmp_path / "c")
     torch.save(content, tmp_path / "c" / "tensors.pt")
-    with pytest.raises(CheckpointError, match="must hold backbone, head, optimizer"):
+    with pytest.raises(CheckpointError, match="must hold backbone, head, method, optimizer"):
         load_checkpoint(tmp_path / "c")
 
 
