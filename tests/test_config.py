@@ -60,7 +60,8 @@ def spoil(text: str, old: str, new: str) -> tuple[str, int]:
         (SMALL, "name: steps", "name: step",
          "optimizer.schedule.name: unknown 'step'. Did you mean 'steps'? There are: steps, cosine, constant"),
         (SMALL, "name: rotation,", "name: rotaton,",
-         "method.task.name: unknown 'rotaton'. Did you mean 'rotation'? There are: jigsaw, rotation, simclr, moco, supervised"),
+         "method.task.name: unknown 'rotaton'. Did you mean 'rotation'? "
+         "There are: jigsaw, rotation, simclr, moco, supervised"),
         (SMALL, "batch_size: 256", "batch_size: 255",
          "training.batch_size: must be a multiple of 2 (2 workers x 1 views a picture in method.stages.0), got 255"),
         (SMALL, "learning_rate: 0.05", "learning_rate: abc", "optimizer.learning_rate: must be a number, got 'abc'"),

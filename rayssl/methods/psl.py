@@ -5,13 +5,14 @@ and 6).
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 from torch import Tensor
 
-from rayssl.backbones import NUM_BLOCKS, Backbone
+from rayssl.backbones import NUM_BLOCKS, AnyBackbone, Backbone
 from rayssl.data import Pictures
 from rayssl.data.loaders import TrainLoader
 from rayssl.methods.base import StagePlan
@@ -106,6 +107,9 @@ class PSLConfig(Config):
                 )
             self.task.check(stage.level, setting)
 
+    def check_backbone(self, backbone: AnyBackbone, image_size: int) -> None:
+        """Any will do."""
+
     def build(self, encoder: Backbone, setting: TaskSetting, *, seed: int) -> "PSL":
         """Bind the method to an encoder."""
         return PSL(self, encoder, setting, seed=seed)
@@ -146,7 +150,7 @@ class PSL:
         """The stage on the runtime's device, and shuffled batches of all pictures."""
         stage = self.build_stage(index).to(runtime.device).to(memory_format=torch.channels_last)
         if self._setting.sync_batchnorm:
-            synchronize_batchnorm(stage, runtime.device)
+            synchronize_batchnorm((stage, self.encoder, *self.encoder.blocks), runtime.device)
         loader = TrainLoader(
             pictures,
             images_per_step=self._setting.batch_size // stage.task.examples_per_image,
@@ -155,6 +159,14 @@ class PSL:
             world_size=runtime.world_size,
         )
         return StagePlan(stage, loader, optimizer, stage.task.facts())
+
+    def remarks(self, index: int, row: Mapping[str, float]) -> list[str]:
+        """Nothing."""
+        return []
+
+    def draw(self, index: int, pictures: Pictures, runtime: Runtime) -> tuple[Path, ...]:
+        """Nothing."""
+        return ()
 
     def state(self) -> dict[str, Tensor]:
         """Nothing beside the encoder: heads are the stages' own."""

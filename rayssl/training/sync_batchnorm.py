@@ -1,5 +1,7 @@
 """BatchNorm over the batch of all workers: torch's on GPUs, and ours where torch has none, on CPUs."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -7,25 +9,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rayssl.collectives import gather_rows, is_distributed
 
 
-def synchronize_batchnorm(module: nn.Module, device: torch.device) -> None:
-    """Make every BatchNorm inside `module` normalise by the whole group's batch; nothing changes with one worker.
+def synchronize_batchnorm(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Make every BatchNorm inside `modules` normalise by the whole group's batch; nothing changes with one worker.
 
-    Layers are replaced in their containers but keep their parameter and buffer tensors, so that optimisers, checkpoints
-    and other holders of the old layers see the same numbers.
+    Layers are replaced in their containers but keep their parameter and buffer tensors, so that optimisers and
+    checkpoints see the same numbers. A layer that several containers hold becomes one layer again in all of them, if
+    all are given: left out, it would no longer follow the others between training and evaluation.
 
     Args:
-        module: On `device`; not a BatchNorm itself.
-        device: Where it runs.
+        modules: On `device`; none a BatchNorm itself.
+        device: Where they run.
     """
     if not is_distributed():
         return
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return
-    for parent in list(module.modules()):
+    replaced: dict[nn.Module, nn.Module] = {}
+    for parent in [part for module in modules for part in module.modules()]:
         for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm) and not isinstance(child, GroupBatchNorm):
-                setattr(parent, name, GroupBatchNorm.sharing(child))
+            if isinstance(child, _BatchNorm) and not isinstance(child, GroupBatchNorm | nn.SyncBatchNorm):
+                if child not in replaced:
+                    replaced[child] = _synchronized(child, device)
+                setattr(parent, name, replaced[child])
+
+
+def _synchronized(layer: _BatchNorm, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+        return converted
+    return GroupBatchNorm.sharing(layer)
 
 
 class GroupBatchNorm(_BatchNorm):

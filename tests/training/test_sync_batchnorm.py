@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rayssl.backbones import ResNetConfig
 from rayssl.collectives import gather_rows
 from rayssl.runtime import LocalRuntime
 from rayssl.training.sync_batchnorm import GroupBatchNorm, synchronize_batchnorm
@@ -49,8 +50,8 @@ def train_as_one_of_two(rank: int) -> dict[str, Any]:
     for mode in MODES:
         network = make_network(mode)
         layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-        synchronize_batchnorm(network, torch.device("cpu"))
-        synchronize_batchnorm(network, torch.device("cpu"))  # a block of two stages is met twice
+        synchronize_batchnorm([network], torch.device("cpu"))
+        synchronize_batchnorm([network], torch.device("cpu"))  # a block of two stages is met twice
         wrapped = LocalRuntime(Path()).wrap(network)
         found[mode] = train_two_steps(wrapped, make_inputs(mode)[4 * rank : 4 * rank + 4])
         found[mode] = {name.removeprefix("module."): tensor for name, tensor in found[mode].items()}
@@ -58,6 +59,13 @@ def train_as_one_of_two(rank: int) -> dict[str, Any]:
         found[f"{mode} shared"] = [
             a.running_mean is b.running_mean and a.weight is b.weight for a, b in zip(layers, new, strict=True)
         ]
+    backbone = ResNetConfig(depth=18, width=4, stem="small").build()
+    synchronize_batchnorm((backbone.blocks[0], backbone, *backbone.blocks), torch.device("cpu"))
+    backbone.eval()
+    found["eval"] = [
+        layer.training for block in backbone.blocks for layer in block.modules() if not list(layer.children())
+    ]
+    found["held twice"] = backbone.blocks[0][1] is backbone.bn1 and isinstance(backbone.bn1, GroupBatchNorm)
     return found
 
 
@@ -69,11 +77,12 @@ def test_two_workers_equal_one_process_with_the_whole_batch(tmp_path: Path) -> N
         for result in results:
             torch.testing.assert_close(result[mode], expected, rtol=1e-4, atol=1e-4)
             assert result[f"{mode} shared"] == [True]
+    assert all(result["held twice"] and not any(result["eval"]) for result in results)
 
 
 def test_one_worker_keeps_its_layers() -> None:
     network = make_network("plain")
-    synchronize_batchnorm(network, torch.device("cpu"))
+    synchronize_batchnorm([network], torch.device("cpu"))
     assert not any(isinstance(layer, GroupBatchNorm) for layer in network.modules())
 
 
