@@ -9,6 +9,8 @@ from types import FrameType
 import click
 
 from rayssl import __version__
+from rayssl.commands.doctor import doctor
+from rayssl.commands.submit import jobs, submit
 from rayssl.errors import RaysslError
 
 
@@ -67,6 +69,10 @@ def schema(file: Path) -> None:
 
     write_json_schema(ExperimentConfig, file)
     click.echo(f"{file}: written. Name it in a recipe's first line: # yaml-language-server: $schema={file}")
+
+
+for _command in (doctor, jobs, submit):
+    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,6 +39,23 @@ def tracking_uri(storage_path: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage_path.expanduser().resolve() / 'mlflow.db'}"
 
 
+def check_server(uri: str) -> None:
+    """Find out whether a tracking server answers and can be written; leaves nothing behind.
+
+    Raises:
+        ClusterError: If not.
+    """
+    try:
+        client = _connect(uri)
+        experiment_id = client.create_experiment(f"{EXPERIMENT}-doctor-{os.getpid()}-{time.time_ns()}")
+        client.delete_experiment(experiment_id)
+    except _away() as error:
+        raise ClusterError(
+            f"MLflow at {uri}: can't be reached or written ({_reason(error)}). Start the server, or correct or unset "
+            "MLFLOW_TRACKING_URI."
+        ) from None
+
+
 class MLflowTracker:
     """One MLflow run, a `Tracker`. Use `open` or `attach`.
 

@@ -33,6 +33,8 @@ LAYERS = {
     "launch": 7,
     "progress": 7,
     "cli": 7,
+    "commands": 7,
+    "doctor": 7,
     "__init__": 7,
     "__main__": 7,
 }

@@ -59,6 +59,19 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def cluster_size(address: str) -> tuple[int, float, float]:
+    """Nodes, CPUs and GPUs of a running cluster.
+
+    Raises:
+        ClusterError: If it can't be reached.
+    """
+    with ray_cluster(ClusterConfig(workers=0, address=address)):
+        import ray
+
+        has = ray.cluster_resources()
+        return sum(node["Alive"] for node in ray.nodes()), has.get("CPU", 0), has.get("GPU", 0)
+
+
 def _knock(address: str) -> None:
     """Open a connection to HOST:PORT and close it: Ray itself tries for minutes before it says that nobody is there."""
     host, _, port = address.rpartition(":")
