@@ -6,24 +6,22 @@ x2 = y2 - G(y1) and x1 = y1 - F(x2). A block of units keeps its input and its ou
 Source: Gomez et al. 2017 (The Reversible Residual Network), equations 6 to 8 and algorithm 1.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Halves = tuple[Tensor, Tensor]
+from rayssl.backbones.rerun import Conditions, Halves, Rerun, lowered, must_not_change, split
 
 
 class ReversibleBlock(nn.Sequential):
     """Coupled units, run one after another over the two halves of a feature map's channels.
 
     Reversible, a training step stores the block's input and output alone, and its backward pass runs
-    F and G of every unit once more. Gradients, BatchNorm's running statistics and `state_dict()` are those of
-    the plain form. Forward hooks on layers inside the block see the rerun too; hooks on the block don't.
+    F and G of every unit once more. Gradients (up to rounding), BatchNorm's running statistics and `state_dict()`
+    are those of the plain form. Forward hooks on layers inside the block see the rerun too; the block's own don't.
     Under autocast the residual stream stays in float32 and only F, G and the shortcuts run in the lower
     precision: halves rounded to bfloat16 could not be rebuilt.
 
@@ -42,24 +40,25 @@ class ReversibleBlock(nn.Sequential):
                 raise ValueError(f"units.{index}: only the first unit of a block may have shortcuts")
         self.reversible = reversible
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Give the map after all units, (N, C', H', W'), from the one before them, (N, C, H, W) with C even."""
-        if self.reversible and torch.is_grad_enabled():
-            output: Tensor = _RebuildingBlock.apply(self, features, *self.parameters())
-            return output
-        return self.run_units(features)
-
-    def run_units(self, features: Tensor) -> Tensor:
-        """What `forward` computes, by whatever autograd does at the moment."""
-        halves = _split(features)
-        for unit in self.units:
-            halves = unit(*halves)
-        return torch.cat(halves, dim=1)
-
     @property
     def units(self) -> "list[ReversibleUnit]":
         """The units, in order."""
         return [unit for unit in self if isinstance(unit, ReversibleUnit)]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Give the map after all units, (N, C', H', W'), from the one before them, (N, C, H, W) with C even."""
+        first, *others = self.units
+        if not (self.reversible and torch.is_grad_enabled()):
+            halves = first(*split(features))
+            for unit in others:
+                halves = unit(*halves)
+            return torch.cat(halves, dim=1)
+        trail = _Trail()
+        halves = _FirstUnit.apply(trail, first, features, *first.parameters())
+        for unit in others:
+            halves = _InvertibleUnit.apply(trail, unit, *halves, *unit.parameters())
+        output: Tensor = _Join.apply(trail, *halves)
+        return output
 
 
 class ReversibleUnit(nn.Module):
@@ -84,8 +83,8 @@ class ReversibleUnit(nn.Module):
 
     def forward(self, x1: Tensor, x2: Tensor) -> Halves:
         """Give y1 and y2."""
-        y1 = self._shortcut(0, x1) + self.f(_lowered(x2))
-        y2 = self._shortcut(1, x2) + self.g(_lowered(y1))
+        y1 = self._shortcut(0, x1) + self.f(lowered(x2))
+        y2 = self._shortcut(1, x2) + self.g(lowered(y1))
         return y1, y2
 
     def inverse(self, y1: Tensor, y2: Tensor) -> Halves:
@@ -96,162 +95,99 @@ class ReversibleUnit(nn.Module):
         """
         if not self.invertible:
             raise ValueError("inverse: a unit with shortcuts can't be inverted")
-        x2 = y2 - self.g(_lowered(y1))
-        x1 = y1 - self.f(_lowered(x2))
+        x2 = y2 - self.g(lowered(y1))
+        x1 = y1 - self.f(lowered(x2))
         return x1, x2
 
     def _shortcut(self, half: int, features: Tensor) -> Tensor:
         if self.shortcuts is None:
             return features
-        shortcut: Tensor = self.shortcuts[half](_lowered(features))
-        return shortcut
+        shortcut: Tensor = self.shortcuts[half](lowered(features))
+        return shortcut.to(features.dtype)
 
 
-class _RebuildingBlock(torch.autograd.Function):
-    """A whole block as one node of the graph. Parameters are its inputs, so that their hooks (DDP's) fire as usual."""
+class _Trail:
+    """Hands rebuilt activations down a block's nodes while its backward pass runs, and holds no more than one map."""
+
+    def __init__(self) -> None:
+        self._halves: Halves | None = None
+
+    def leave(self, halves: Halves) -> None:
+        """Leave the inputs of the unit above, which are the outputs of the one below."""
+        self._halves = halves
+
+    def take(self) -> Halves:
+        """Take the outputs of the unit whose turn it is."""
+        halves = self._halves
+        assert halves is not None, "a unit's backward pass ran before that of the unit above"
+        self._halves = None
+        return halves
+
+
+# The nodes of a block in autograd's graph. Parameters are inputs of their unit's node: their gradients leave by
+# the usual way, unit by unit, so that hooks fire (DDP's, which overlap with the rest of the backward pass).
+
+
+class _FirstUnit(torch.autograd.Function):
+    """The unit whose input is stored: from the whole map to the halves after it."""
 
     @staticmethod
-    def forward(ctx: Any, block: ReversibleBlock, features: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.block = block
-        ctx.conditions = _Conditions.now(block, features)
-        with ctx.conditions.autocast():
-            output = block.run_units(features)
-        # Nothing but the first two is read back from here. The others make autograd refuse, as it does for any
-        # layer, a backward pass after they were changed in place.
-        frozen = [buffer for module in block.modules() if not module.training for buffer in module.buffers(False)]
-        ctx.save_for_backward(features, output, *parameters, *frozen)
+    def forward(ctx: Any, trail: _Trail, unit: ReversibleUnit, features: Tensor, *_parameters: Tensor) -> Halves:
+        ctx.trail, ctx.unit, ctx.conditions = trail, unit, Conditions.now(unit, features)
+        ctx.save_for_backward(features, *must_not_change(unit))
+        halves: Halves = unit(*split(features))
+        return halves
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope1: Tensor, slope2: Tensor) -> tuple[Tensor | None, ...]:
+        unit, features, wants_input = ctx.unit, ctx.saved_tensors[0], ctx.needs_input_grad[2]
+        ctx.trail.take()  # The rebuilt outputs end here: this unit starts from what was stored.
+        with ctx.conditions.restored(unit):
+            rerun = Rerun(unit, ctx.needs_input_grad[3:])
+            _, by_halves = rerun.differentiate(unit, split(features), (slope1, slope2), wants_inputs=wants_input)
+        slope = torch.cat(by_halves, dim=1).to(features.dtype) if wants_input else None
+        return None, None, slope, *rerun.gradients
+
+
+class _InvertibleUnit(torch.autograd.Function):
+    """A unit that stores nothing: it takes its outputs from the trail and leaves its inputs (algorithm 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, trail: _Trail, unit: ReversibleUnit, x1: Tensor, x2: Tensor, *_parameters: Tensor) -> Halves:
+        ctx.trail, ctx.unit, ctx.conditions = trail, unit, Conditions.now(unit, x1)
+        ctx.save_for_backward(*must_not_change(unit))
+        halves: Halves = unit(x1, x2)
+        return halves
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope1: Tensor, slope2: Tensor) -> tuple[Tensor | None, ...]:
+        unit, _ = ctx.unit, ctx.saved_tensors
+        y1, y2 = ctx.trail.take()
+        with ctx.conditions.restored(unit):
+            rerun = Rerun(unit, ctx.needs_input_grad[4:])
+            (residual,), (slope,) = rerun.differentiate(unit.g, (lowered(y1),), (slope2,))
+            x2, slope1 = y2 - residual, slope1 + slope
+            (residual,), (slope,) = rerun.differentiate(unit.f, (lowered(x2),), (slope1,))
+            x1, slope2 = y1 - residual, slope2 + slope
+        ctx.trail.leave((x1, x2))
+        return None, None, slope1, slope2, *rerun.gradients
+
+
+class _Join(torch.autograd.Function):
+    """The whole map from its halves. It is stored, and is where the trail starts."""
+
+    @staticmethod
+    def forward(ctx: Any, trail: _Trail, y1: Tensor, y2: Tensor) -> Tensor:
+        output = torch.cat((y1, y2), dim=1)
+        ctx.trail = trail
+        ctx.save_for_backward(output)
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, output = ctx.saved_tensors[:2]
-        block: ReversibleBlock = ctx.block
-        wants_input, *wanted = ctx.needs_input_grad[1:]
-        parameters = list(block.parameters())
-        rerun = _Rerun({parameter for parameter, is_wanted in zip(parameters, wanted, strict=True) if is_wanted})
-        first, *others = block.units
-        with ctx.conditions.restored(block):
-            outputs, slopes = _split(output), _split(gradients[0])
-            for unit in reversed(others):
-                outputs, slopes = rerun.invertible_unit(unit, outputs, slopes)
-            slope = rerun.first_unit(first, _split(features), outputs[0], slopes, wants_input=wants_input)
-        if slope is not None:
-            slope = slope.to(features.dtype)
-        return None, slope, *(rerun.gradients.get(parameter) for parameter in parameters)
-
-
-class _Rerun:
-    """Runs units again, from the last to the first, and gathers the gradients of the wanted parameters.
-
-    "Slopes" are the gradients of the loss by a unit's two outputs. One function's graph is alive at a time.
-    """
-
-    def __init__(self, wanted: set[nn.Parameter]) -> None:
-        self.wanted = wanted
-        self.gradients: dict[nn.Parameter, Tensor] = {}
-
-    def invertible_unit(self, unit: ReversibleUnit, outputs: Halves, slopes: Halves) -> tuple[Halves, Halves]:
-        """Give the unit's inputs, rebuilt, and the gradients by them (Gomez et al., algorithm 1)."""
-        (y1, y2), (slope1, slope2) = outputs, slopes
-        residual, slope = self._differentiate(unit.g, y1, slope2)
-        x2, slope1 = y2 - residual, slope1 + slope
-        residual, slope = self._differentiate(unit.f, x2, slope1)
-        return (y1 - residual, x2), (slope1, slope2 + slope)
-
-    def first_unit(
-        self, unit: ReversibleUnit, inputs: Halves, y1: Tensor, slopes: Halves, *, wants_input: bool
-    ) -> Tensor | None:
-        """Give the gradient by the stored input (None if nobody wants it)."""
-        (x1, x2), (slope1, slope2) = inputs, slopes
-        slope1 = slope1 + self._differentiate(unit.g, y1, slope2)[1]
-        through_f = self._differentiate(unit.f, x2, slope1, wants_input=wants_input)[1]
-        if unit.shortcuts is not None:
-            slope1 = self._differentiate(unit.shortcuts[0], x1, slope1, wants_input=wants_input)[1]
-            slope2 = self._differentiate(unit.shortcuts[1], x2, slope2, wants_input=wants_input)[1]
-        return torch.cat((slope1, slope2 + through_f), dim=1) if wants_input else None
-
-    def _differentiate(
-        self, function: nn.Module, at: Tensor, slope: Tensor, *, wants_input: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Give the function's value and the gradient by its input, which is empty if not wanted."""
-        with torch.enable_grad():
-            point = at.detach().requires_grad_(wants_input)
-            value: Tensor = function(_lowered(point))
-        parameters = [parameter for parameter in function.parameters() if parameter in self.wanted]
-        variables = [point] * wants_input + parameters
-        if not variables:
-            return value, value.new_empty(0)
-        gradients = list(torch.autograd.grad(value, variables, slope.to(value.dtype)))
-        by_input = gradients.pop(0) if wants_input else value.new_empty(0)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            known = self.gradients.get(parameter)
-            self.gradients[parameter] = gradient if known is None else known + gradient
-        return value.detach(), by_input
-
-
-@dataclass(frozen=True)
-class _Conditions:
-    """What the forward pass ran under, besides its tensors."""
-
-    device_type: str
-    lower_precision: torch.dtype | None
-    training: tuple[bool, ...]
-
-    @classmethod
-    def now(cls, block: nn.Module, features: Tensor) -> "_Conditions":
-        modes = tuple(module.training for module in block.modules())
-        return cls(features.device.type, _autocast_dtype(features), modes)
-
-    def autocast(self) -> torch.autocast:
-        # Autocast remembers lowered weights: the copies made here, without gradient, must not reach other layers.
-        enabled = self.lower_precision is not None
-        return torch.autocast(self.device_type, dtype=self.lower_precision, enabled=enabled, cache_enabled=False)
-
-    @contextmanager
-    def restored(self, block: nn.Module) -> Iterator[None]:
-        """The same precision and train or eval modes again, and buffers that may be written to in vain.
-
-        Running statistics must not move a second time. Every buffer is swapped for a copy, and put back
-        afterwards: that holds for BatchNorm, SyncBatchNorm and any layer with a forward pass of its own.
-        """
-        modules = list(block.modules())
-        modes = [module.training for module in modules]
-        buffers = [(module, *named) for module in modules for named in module.named_buffers(recurse=False)]
-        try:
-            for module, mode in zip(modules, self.training, strict=True):
-                module.training = mode
-            for module, name, buffer in buffers:
-                setattr(module, name, buffer.clone())
-            with self.autocast():
-                yield
-        finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.training = mode
-            for module, name, buffer in buffers:
-                setattr(module, name, buffer)
-
-
-def _split(features: Tensor) -> Halves:
-    """The two halves of the channels, in float32 where autocast had lowered them."""
-    if features.dtype == _autocast_dtype(features):
-        features = features.float()
-    x1, x2 = features.chunk(2, dim=1)
-    if features.is_contiguous(memory_format=torch.channels_last):
-        # Views would skip every other half pixel: convolutions over those are a third slower.
-        x1 = x1.contiguous(memory_format=torch.channels_last)
-        x2 = x2.contiguous(memory_format=torch.channels_last)
-    return x1, x2
-
-
-def _lowered(features: Tensor) -> Tensor:
-    """The stream as a residual function reads it: in autocast's precision, where there is one."""
-    dtype = _autocast_dtype(features)
-    return features if dtype is None or features.dtype != torch.float32 else features.to(dtype)
-
-
-def _autocast_dtype(features: Tensor) -> torch.dtype | None:
-    device_type = features.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return None
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        (output,) = ctx.saved_tensors
+        ctx.trail.leave(split(output))
+        return None, *split(slope)

@@ -1,0 +1,14 @@
+"""Search by a study, as a Ray job; DIR is a folder of pictures that every node sees.
+
+    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/search.py STUDY data.root=DIR
+
+Trials, checkpoints and results go to `storage_path`, which every node must see too; MLFLOW_TRACKING_URI names the
+MLflow server. A job joins the cluster that it was submitted to.
+"""
+
+import sys
+
+from rayssl.cli import main
+
+if __name__ == "__main__":
+    main(["search", *sys.argv[1:]])
