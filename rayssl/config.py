@@ -66,6 +66,7 @@ class ExperimentConfig(Config):
     @model_validator(mode="after")
     def _method_agrees(self) -> Self:
         """The method's own rules about batches, workers and views."""
+        self.method.check_backbone(self.backbone, self.data.image_size)
         self.method.check(self.task_setting())
         return self
 
@@ -77,6 +78,7 @@ class ExperimentConfig(Config):
             max(1, self.cluster.workers),
             self.training.sync_batchnorm,
             classes,
+            self.data.eval_resize,
         )
 
 

@@ -62,7 +62,7 @@ class Display:
         if "accuracy" in row:
             words.append(f"accuracy {row['accuracy']:.1%} (chance {row['chance']:.1%})")
         if "triplet" in row:
-            words.append(f"triplet {row['triplet']:.3f}")
+            words.append(f"triplet {row['triplet']:.3f} ({row['active_triplets']:.0%} active)")
         if "probe/best/top1" in row:
             words.append(f"probe {row['probe/best/top1']:.1%}")
         words += [f"{row['images_per_second']:,.0f} img/s", f"left {self._time_left(event)}"]
@@ -83,7 +83,7 @@ def print_report(report: Report, *, console: Console) -> None:
     rows = report.block_table()
     if rows:
         table = Table(
-            "block", "trained", "random", title="Linear probes: top-1 in %, * the best block", title_justify="left"
+            "block", *report.block_networks(), title="Linear probes: top-1 in %, * the best block", title_justify="left"
         )
         for row in rows:
             table.add_row(*row)

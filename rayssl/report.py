@@ -1,11 +1,28 @@
 """Report: what a run measured, as an object, as a text table and as Markdown."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayssl.backbones import NUM_BLOCKS
+
+_PROBE = re.compile(r"linear_probe/b\d/top1$")
+_TRAINING_COLUMNS = {
+    "stage": ("stage", ".0f"),
+    "epoch": ("epoch", ".0f"),
+    "loss": ("loss", ".4f"),
+    "pretext accuracy": ("accuracy", ".1%"),
+    "chance": ("chance", ".1%"),
+    "reconstruction": ("reconstruction", ".4f"),
+    "triplet": ("triplet", ".4f"),
+    "active triplets": ("active_triplets", ".1%"),
+    "views/s": ("images_per_second", ".0f"),
+    "best online probe": ("probe/best/top1", ".1%"),
+    "kNN (k=20)": ("knn/k20/top1", ".1%"),
+}
+"""Title -> key of a row of the history, and how its number is written."""
 
 
 @dataclass(frozen=True)
@@ -17,21 +34,32 @@ class Report:
     name: str
     """Name of the recipe."""
     history: list[dict[str, float]]
-    """A row an epoch: stage, epoch, loss, accuracy, chance, learning_rate, images_per_second, probe/..., knn/...,
-    feature/..."""
+    """A row an epoch: stage, epoch, loss, what the stage's task measures (accuracy, chance), learning_rate,
+    images_per_second, probe/..., knn/..., feature/..."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Final numbers; those of a randomly initialised network begin with "random/"."""
+    """Final numbers; those of a randomly initialised network begin with "random/", those of other networks
+    that it is compared with with their names, such as "baseline/"."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers has to know."""
 
-    def block_table(self) -> list[tuple[str, str, str]]:
-        """Rows (block, trained, random) of the linear probes, in percent; each column's best block is starred."""
-        rows: list[tuple[str, str, str]] = []
-        columns = {who: self._accuracies(prefix) for who, prefix in (("trained", ""), ("random", "random/"))}
-        for block in range(1, NUM_BLOCKS + 1):
-            if block in columns["trained"]:
-                rows.append((f"B{block}", _cell(columns["trained"], block), _cell(columns["random"], block)))
-        return rows
+    def block_networks(self) -> dict[str, str]:
+        """The networks that were probed: title of a column -> prefix of its metrics; "trained" first, "random" last."""
+        found = {_PROBE.sub("", key) for key in self.metrics if _PROBE.search(key)}
+        others = sorted(found - {"", "random/"})
+        prefixes = [prefix for prefix in ("", *others, "random/") if prefix in found]
+        return {prefix.removesuffix("/") or "trained": prefix for prefix in prefixes}
+
+    def block_table(self) -> list[tuple[str, ...]]:
+        """Rows (block, a cell for each of `block_networks`) of the linear probes, in percent.
+
+        Each column's best block is starred.
+        """
+        columns = [self._accuracies(prefix) for prefix in self.block_networks().values()]
+        return [
+            (f"B{block}", *(_cell(column, block) for column in columns))
+            for block in range(1, NUM_BLOCKS + 1)
+            if any(block in column for column in columns)
+        ]
 
     def write(self) -> Path:
         """Write report.json and report.md into the run's folder; gives the latter's path.
@@ -52,7 +80,7 @@ class Report:
             lines += [
                 "## Linear probes, top-1 in %",
                 "",
-                *_markdown_table(("block", "trained", "random"), self.block_table()),
+                *_markdown_table(("block", *self.block_networks()), self.block_table()),
                 "",
             ]
         lines += [f"- {note}" for note in self.notes]
@@ -71,21 +99,17 @@ class Report:
         return found
 
     def _training_table(self) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-        header = ("stage", "epoch", "loss", "pretext accuracy", "chance", "views/s", "best online probe", "kNN (k=20)")
-        rows: list[tuple[str, ...]] = [
-            (
-                f"{row['stage']:.0f}",
-                f"{row['epoch']:.0f}",
-                f"{row['loss']:.4f}",
-                f"{row['accuracy']:.1%}",
-                f"{row['chance']:.1%}",
-                f"{row['images_per_second']:.0f}",
-                f"{row['probe/best/top1']:.1%}" if "probe/best/top1" in row else "",
-                f"{row['knn/k20/top1']:.1%}" if "knn/k20/top1" in row else "",
-            )
+        """The columns of which any epoch has a number."""
+        columns = {
+            title: (key, form)
+            for title, (key, form) in _TRAINING_COLUMNS.items()
+            if any(key in r for r in self.history)
+        }
+        rows = [
+            tuple(format(row[key], form) if key in row else "" for key, form in columns.values())
             for row in self.history
         ]
-        return header, rows
+        return list(columns), rows
 
 
 def _cell(column: Mapping[int, tuple[float, float | None]], block: int) -> str:

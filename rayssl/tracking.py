@@ -168,6 +168,18 @@ class MLflowTracker:
         self._outbox.send(create)
         return child
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags, by which runs can be filtered; those of the same name are replaced."""
+        for name, value in tags.items():
+            self._outbox.send(partial(self._send_tag, name, value))
+
+    def _send_tag(self, name: str, value: str, client: "MlflowClient") -> None:
+        client.set_tag(self.run_id, name, value)
+
+    def close_children(self, status: str) -> None:
+        """Close the children that a process left open when it died."""
+        self._outbox.send(lambda client: _close_children(client, str(self.run_id), status))
+
     def finish(self, status: str = "FINISHED") -> None:
         """Send what is left and close the run; one that did not end well closes its open children too."""
         if status != "FINISHED":

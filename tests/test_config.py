@@ -56,20 +56,21 @@ def spoil(text: str, old: str, new: str) -> tuple[str, int]:
         (DEMO, "{angles: 4}", "4", "method.stages.1.level: must be a section of 'key: value' lines, got 4"),
         (DEMO, "name: digits", "name: digit",
          "data.name: unknown 'digit'. Did you mean 'digits'?"
-         " There are: digits, folder, npz, cifar10, stl10, imagenet, voc2007"),
-        (SMALL, "name: steps", "name: step",
-         "optimizer.schedule.name: unknown 'step'. Did you mean 'steps'? There are: steps, cosine, constant"),
+         " There are: digits, folder, npz, cifar10, stl10, imagenet, places365, inaturalist, voc2007, voc2012, voc0712"),
+        (SMALL, "name: cosine", "name: cosin",
+         "optimizer.schedule.name: unknown 'cosin'. Did you mean 'cosine'? There are: steps, cosine, constant"),
         (SMALL, "name: rotation,", "name: rotaton,",
          "method.task.name: unknown 'rotaton'. Did you mean 'rotation'? "
          "There are: jigsaw, rotation, simclr, moco, supervised"),
-        (SMALL, "batch_size: 256", "batch_size: 255",
-         "training.batch_size: must be a multiple of 2 (2 workers x 1 views a picture in method.stages.0), got 255"),
-        (SMALL, "learning_rate: 0.05", "learning_rate: abc", "optimizer.learning_rate: must be a number, got 'abc'"),
-        (SMALL, "0.83]", "83]", "optimizer.schedule.fractions.2: must be less than 1, got 83"),
-        (SMALL, "limit: 16000", "limit: 16000, resize: 16", "data.resize: must be at least image_size, 32, got 16"),
+        (SMALL, "batch_size: 128", "batch_size: 127",
+         "training.batch_size: must be a multiple of 4 (2 workers x 2 views a picture in method.stages.0), got 127"),
+        (SMALL, "learning_rate: 0.1", "learning_rate: abc", "optimizer.learning_rate: must be a number, got 'abc'"),
+        (SMALL, "{name: cosine}", "{name: steps, fractions: [0.3, 83]}",
+         "optimizer.schedule.fractions.1: must be less than 1, got 83"),
+        (SMALL, "limit: 12000", "limit: 12000, resize: 16", "data.resize: must be at least image_size, 32, got 16"),
         (SMALL, "name: psl-rotation-small", "name: my recipe",
          "name: must match the pattern ^[A-Za-z0-9][A-Za-z0-9._-]*$, got 'my recipe'"),
-        (SMALL, "copies: one", "copies: On", "method.task.copies: must be 'all' or 'one', got 'On'."
+        (SMALL, "copies: all", "copies: On", "method.task.copies: must be 'all' or 'one', got 'On'."
          " Did you mean 'one'?"),
     ],
 )  # fmt: skip
@@ -84,7 +85,7 @@ def test_a_spoiled_recipe_is_told_with_its_line(text: str, old: str, new: str, m
         (", level: {angles: 4}", "", "method.stages.1.level: is required"),
         ("{angles: 4}", "{}", "method.stages.1.level.angles: is required"),
         ("{name: digits, ", "{",
-         "data.name: is required. There are: digits, folder, npz, cifar10, stl10, imagenet, voc2007"),
+         "data.name: is required. There are: digits, folder, npz, cifar10, stl10, imagenet, places365, inaturalist, voc2007, voc2012, voc0712"),
     ],
 )  # fmt: skip
 def test_what_is_missing_has_no_line(old: str, new: str, message: str) -> None:
@@ -183,17 +184,18 @@ def test_a_config_cannot_be_changed() -> None:
     config = load_config("demo")
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
+    assert isinstance(config.method, PSLConfig)
     with pytest.raises(ValidationError, match="frozen"):
         config.method.stages[0].level.angles = 3
 
 
 def test_another_data_set_drops_the_old_ones_keys_with_a_note() -> None:
-    text, _ = spoil(SMALL, "limit: 16000", "limit: 16000, download: false")
+    text, _ = spoil(SMALL, "limit: 12000", "limit: 12000, download: false")
     config, notes = load_recipe_text(
         ExperimentConfig, text, source="recipe.yaml", overrides=["data.name=folder", "data.root=pictures"]
     )
     assert config == load_config("psl-rotation-small", ["data.name=folder", "data.root=pictures"])
-    assert (config.data.name, flatten(config)["data.root"], config.data.limit) == ("folder", "pictures", 16000)
+    assert (config.data.name, flatten(config)["data.root"], config.data.limit) == ("folder", "pictures", 12000)
     assert notes == ["data.name=folder: dropped data.download (not in folder)"]
 
 

@@ -22,8 +22,13 @@ _SETTINGS = {
 
 
 @contextmanager
-def ray_cluster(config: ClusterConfig) -> Iterator[None]:
+def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None]:
     """Join the cluster that the config or RAY_ADDRESS names, or start one on this machine; leave it at the end.
+
+    Args:
+        config: The cluster, and what has to fit into it.
+        nested: Whether trials of Ray Tune will start workers of Ray Train. A cluster on this machine then has the
+            dashboard, without which stopped trials never give back their workers, and a CPU more for the trials.
 
     Raises:
         ClusterError: If the cluster can't be reached or is too small for the workers.
@@ -42,7 +47,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
     try:
         if address is None:
             cpus = max(config.workers * config.cpus_per_worker, os.cpu_count() or 1)
-            ray.init(num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+            ray.init(num_cpus=cpus + nested, include_dashboard=nested, logging_level="ERROR", log_to_driver=False)
         else:
             _knock(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)

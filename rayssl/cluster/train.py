@@ -4,35 +4,63 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from rayssl import errors
 from rayssl.cluster.environment import ray_cluster
-from rayssl.config import ExperimentConfig
+from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, RaysslError
+from rayssl.experiment import run_experiment
 from rayssl.report import Report
+from rayssl.runtime import Runtime, Tracker
 
 _POLL_SECONDS = 0.3
 _MISTAKE = "mistake.json"
 
 
+class OnCluster(Protocol):
+    """A config that says where it runs."""
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """The workers."""
+
+
+Settings = TypeVar("Settings", bound=OnCluster)
+Result = TypeVar("Result")
+Work = Callable[[Settings, Runtime, Tracker | None], Result]
+
+
 def run_on_ray(
     config: ExperimentConfig, folder: Path, *, tracking_uri: str | None, show: Callable[[object], None]
 ) -> Report:
-    """Run the experiment on the workers of `config.cluster`.
+    """Run the experiment on the workers of `config.cluster`; see `work_on_ray`."""
+    return work_on_ray(run_experiment, config, folder, tracking_uri=tracking_uri, show=show)
+
+
+def work_on_ray(
+    work: Work[Settings, Result],
+    config: Settings,
+    folder: Path,
+    *,
+    tracking_uri: str | None,
+    show: Callable[[object], None],
+) -> Result:
+    """Run a function on all workers of `config.cluster`.
 
     Args:
-        config: The resolved recipe.
+        work: Called on each worker with the config, its runtime and, on rank 0, the tracker.
+        config: The resolved settings.
         folder: The run's folder, on a file system that all nodes see. Ray's own state lies in its `ray`.
         tracking_uri: The MLflow server; None records nothing.
         show: Called in this process with what rank 0 has to show.
 
     Returns:
-        The report of rank 0.
+        What the function gives on rank 0.
 
     Raises:
         ClusterError: If the cluster can't be reached, is too small, or lost its workers too often.
-        RaysslError: What the experiment itself raised on a worker.
+        RaysslError: What the function itself raised on a worker.
     """
     (folder / _MISTAKE).unlink(missing_ok=True)
     with ray_cluster(config.cluster):
@@ -47,7 +75,13 @@ def run_on_ray(
         resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"config": config, "folder": folder, "tracking_uri": tracking_uri, "board": board},
+            train_loop_config={
+                "work": work,
+                "config": config,
+                "folder": folder,
+                "tracking_uri": tracking_uri,
+                "board": board,
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
             ),
@@ -61,7 +95,7 @@ def run_on_ray(
         )
         with _shown(board, show):
             try:
-                report = trainer.fit().return_value
+                result = trainer.fit().return_value
             except ray.train.TrainingFailedError as error:
                 _raise_mistake(folder)
                 raise ClusterError(
@@ -69,21 +103,20 @@ def run_on_ray(
                     f"ended with: {_last_line(error)}. Its checkpoints are in {folder}; "
                     "the same command goes on from there."
                 ) from error
-    if report is None:
+    if result is None:
         _raise_mistake(folder)
-    return report
+    return result
 
 
-def _train_worker(arguments: dict[str, Any]) -> Report | None:
+def _train_worker(arguments: dict[str, Any]) -> Any:
     """What every worker runs.
 
     A user's mistake is written down, so that it is not tried again as if a worker had been lost.
     """
     from rayssl.cluster.runtime import TrainRuntime
-    from rayssl.experiment import run_experiment
     from rayssl.tracking import MLflowTracker
 
-    config: ExperimentConfig = arguments["config"]
+    config: OnCluster = arguments["config"]
     folder: Path = arguments["folder"]
     if (folder / _MISTAKE).exists():
         return None
@@ -92,7 +125,7 @@ def _train_worker(arguments: dict[str, Any]) -> Report | None:
     if runtime.rank == 0 and arguments["tracking_uri"] is not None:
         tracker = MLflowTracker.attach(folder, uri=arguments["tracking_uri"], notify=runtime.show)
     try:
-        return run_experiment(config, runtime, tracker)
+        return arguments["work"](config, runtime, tracker)
     except RaysslError as error:
         (folder / _MISTAKE).write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
         raise

@@ -14,11 +14,11 @@ from typing import Self, TypeVar
 import numpy as np
 import torch
 
-from rayssl.data.images import BadImageError, cut_window, decode_item, enlarge
-from rayssl.data.pictures import BadFile, ImageList, Plan, check_bad_share
+from rayssl.data.images import BadImageError, cut_window, decode_item, enlarge, squeeze
+from rayssl.data.pictures import BadFile, ImageList, Plan, Targets, check_bad_share
 from rayssl.errors import DataError
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -32,7 +32,9 @@ class CachedPictures:
         sizes: Height and width of each, (N, 2); every short side is the same.
         labels: int64 (N,).
         classes: The classes' names.
-        bad_files: What was left out; `labels` knows nothing of them.
+        targets: What pictures of several classes show; None if no picture has more than one.
+        numbers: Each picture's number in the list that was decoded, int64 (N,).
+        bad_files: What was left out; `labels`, `targets` and `numbers` know nothing of them.
     """
 
     def __init__(
@@ -42,11 +44,15 @@ class CachedPictures:
         labels: np.ndarray,
         *,
         classes: tuple[str, ...],
+        targets: Targets | None = None,
+        numbers: np.ndarray,
         bad_files: list[BadFile],
     ) -> None:
         self.side = int(sizes.min())
         self.labels = labels
         self.classes = classes
+        self.targets = targets
+        self.numbers = numbers
         self.bad_files = bad_files
         self._flat = flat
         self._sizes = sizes
@@ -65,10 +71,12 @@ class CachedPictures:
         if state is None:
             raise DataError(f"data.cache_gib: {folder} holds no complete cache. Start the run again to build it.")
         with np.load(folder / "index.npz", allow_pickle=False) as index:
-            sizes, labels = index["sizes"], index["labels"]
+            sizes, labels, numbers = index["sizes"], index["labels"], index["numbers"]
+            targets = Targets(tuple(state["targets"]), index["targets"]) if state["targets"] else None
         flat = np.asarray(np.memmap(folder / "pictures.bin", dtype=np.uint8, mode="r"))
         bad_files = [BadFile(**bad) for bad in state["bad_files"]]
-        return cls(flat, sizes, labels, classes=tuple(state["classes"]), bad_files=bad_files)
+        classes = tuple(state["classes"])
+        return cls(flat, sizes, labels, classes=classes, targets=targets, numbers=numbers, bad_files=bad_files)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,6 +86,8 @@ class CachedPictures:
         for indices, positions in plan:
             if self._squares is not None:
                 windows = self._squares[indices]
+            elif positions is None:
+                windows = np.stack([squeeze(self._picture(index), self.side) for index in indices])
             else:
                 windows = np.stack(
                     [
@@ -138,8 +148,16 @@ def _write_cache(
         if (sizes.min(axis=1) < side).any():
             sizes = _enlarge_all(decoded, enlarged, sizes, side=side, threads=threads)
             enlarged.replace(decoded)
-        np.savez(building / "index.npz", sizes=sizes, labels=images.labels[good])
-        state = {"fingerprint": fingerprint, "classes": images.classes, "bad_files": [asdict(each) for each in bad]}
+        targets = images.targets or Targets((), np.empty((len(images), 0), dtype=np.int8))
+        np.savez(
+            building / "index.npz", sizes=sizes, labels=images.labels[good], numbers=good, targets=targets.values[good]
+        )
+        state = {
+            "fingerprint": fingerprint,
+            "classes": images.classes,
+            "targets": targets.classes,
+            "bad_files": [asdict(each) for each in bad],
+        }
         (building / "cache.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         # cache.json is the last, because its presence says that the rest is complete.
         for file_name in ("pictures.bin", "index.npz", "cache.json"):
@@ -208,6 +226,8 @@ def _fingerprint(images: ImageList, resize: int) -> str:
     """Changes when the pictures, their labels or the way they are decoded change."""
     digest = hashlib.blake2b(repr((_CACHE_VERSION, resize, len(images), images.classes)).encode(), digest_size=16)
     digest.update(images.labels.tobytes())
+    if images.targets is not None:
+        digest.update(repr(images.targets.classes).encode() + images.targets.values.tobytes())
     if isinstance(images.items, np.ndarray):
         digest.update(repr(images.items.shape).encode())
         for start in range(0, len(images), 1024):

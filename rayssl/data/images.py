@@ -119,6 +119,13 @@ def cut_window(picture: np.ndarray, position: float, side: int) -> np.ndarray:
     return picture[top : top + side, left : left + side]
 
 
+def squeeze(picture: np.ndarray, side: int) -> np.ndarray:
+    """The whole picture as a square (side, side, 3), its aspect distorted (antialiased, bilinear)."""
+    if picture.shape[:2] == (side, side):
+        return picture
+    return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
+
+
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[tuple[Image.Image, int]]:
     """A picture with only its header read and checked, and its EXIF orientation; errors become `BadImageError`."""

@@ -16,8 +16,27 @@ import torch
 from rayssl.data.images import BadImageError, read_size
 from rayssl.errors import DataError
 
-Plan = Iterable[tuple[np.ndarray, np.ndarray]]
-"""Batches to come: indices (b,) and, for each, where along the long side its window lies, (b,) in [0, 1]."""
+Plan = Iterable[tuple[np.ndarray, np.ndarray | None]]
+"""Batches to come: indices (b,) and, for each, where along the long side its window lies, (b,) in [0, 1]; None: the
+whole picture, squeezed to a square."""
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Which classes each picture shows, for sets whose pictures show several.
+
+    Attributes:
+        classes: The classes' names.
+        values: int8 (N, C): 1 where the class is shown, 0 where only objects of it are that are marked as difficult, -1
+            where it is not.
+    """
+
+    classes: tuple[str, ...]
+    values: np.ndarray
+
+    def select(self, indices: np.ndarray) -> "Targets":
+        """Those of the pictures at these indices (K,)."""
+        return Targets(self.classes, self.values[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,18 +47,23 @@ class ImageList:
         items: Paths of files, or uint8 pictures (N, H, W, 3).
         labels: int64 (N,), indices into `classes`; -1 where a picture has none.
         classes: The classes' names; empty if no picture has a label.
+        targets: What pictures of several classes show; None if no picture has more than one. Such pictures have no
+            labels.
 
     Raises:
-        ValueError: If there are not as many labels as items.
+        ValueError: If there are not as many labels, or targets, as items.
     """
 
     items: Sequence[Path] | np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    targets: Targets | None = None
 
     def __post_init__(self) -> None:
         if len(self.items) != len(self.labels):
             raise ValueError(f"labels: must be as many as items, {len(self.items)}, got {len(self.labels)}")
+        if self.targets is not None and len(self.targets.values) != len(self.labels):
+            raise ValueError(f"targets: must be as many as items, {len(self.items)}, got {len(self.targets.values)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +80,8 @@ class ImageList:
     def select(self, indices: np.ndarray) -> "ImageList":
         """The pictures at these indices (K,), in their order."""
         items = self.items[indices] if isinstance(self.items, np.ndarray) else [self.items[i] for i in indices]
-        return ImageList(items, self.labels[indices], self.classes)
+        targets = None if self.targets is None else self.targets.select(indices)
+        return ImageList(items, self.labels[indices], self.classes, targets)
 
 
 @dataclass(frozen=True)
@@ -74,12 +99,16 @@ class Pictures(Protocol):
         side: Side of the square windows, in pixels.
         labels: int64 (N,); -1 where a picture has no label.
         classes: The classes' names.
+        targets: What pictures of several classes show; None if no picture has more than one.
+        numbers: Each picture's number in the list that was opened, int64 (N,).
         bad_files: What could not be used so far.
     """
 
     side: int
     labels: np.ndarray
     classes: tuple[str, ...]
+    targets: Targets | None
+    numbers: np.ndarray
     bad_files: list[BadFile]
 
     def __len__(self) -> int: ...
@@ -88,7 +117,8 @@ class Pictures(Protocol):
         """Uint8 windows (b, 3, side, side), a batch for each entry of the plan.
 
         A window is the picture's whole short side and as much of the long one, from the fraction `position` of what
-        there is to choose: 0 the left or top end, 0.5 the centre. In memory the channels come last.
+        there is to choose: 0 the left or top end, 0.5 the centre. Without positions it is the whole picture, its aspect
+        distorted. In memory the channels come last.
         """
         ...
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from rayssl.data.images import BadImageError, cut_window, decode_item, enlarge
+from rayssl.data.images import BadImageError, cut_window, decode_item, enlarge, squeeze
 from rayssl.data.pictures import BadFile, ImageList, Plan, check_bad_share
 
 
@@ -14,8 +14,8 @@ class StreamedPictures:
     """Pictures decoded again each time, by worker processes that stay alive between epochs.
 
     Every picture gets the short side `resize`, enlarged (bicubic) if it is smaller. In the place of an unusable one
-    stands the next usable one in the list with the same label, or the next of all if there is none; the order is the
-    plan's, whatever the number of workers.
+    stands the next usable one in the list with the same label and targets, or the next of all if there is none; the
+    order is the plan's, whatever the number of workers.
 
     Args:
         images: What to decode.
@@ -28,6 +28,8 @@ class StreamedPictures:
         self.side = resize
         self.labels = images.labels
         self.classes = images.classes
+        self.targets = images.targets
+        self.numbers = np.arange(len(images))
         self.bad_files: list[BadFile] = []
         self._images = images
         self._max_bad_fraction = max_bad_fraction
@@ -80,7 +82,7 @@ class _Requests:
 
     plan: Plan = ()
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         return iter(self.plan)
 
 
@@ -93,15 +95,18 @@ class _WindowDecoder(Dataset):
         self._max_bad = max_bad
         self._bad: dict[int, str] = {}
 
-    def __getitem__(self, request: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, dict[int, str]]:
+    def __getitem__(self, request: tuple[np.ndarray, np.ndarray | None]) -> tuple[torch.Tensor, dict[int, str]]:
         indices, positions = request
         windows = np.zeros((len(indices), self._side, self._side, 3), dtype=np.uint8)
         met: dict[int, str] = {}
-        for row, (index, position) in enumerate(zip(indices, positions, strict=True)):
+        for row, index in enumerate(indices):
             picture = self._usable_picture(int(index), met)
             if picture is None:
                 return torch.from_numpy(windows), self._bad  # Too many: the parent, which sees them, stops the run.
-            windows[row] = cut_window(picture, position, self._side)
+            if positions is None:
+                windows[row] = squeeze(picture, self._side)
+            else:
+                windows[row] = cut_window(picture, positions[row], self._side)
         return torch.from_numpy(windows), met
 
     def _usable_picture(self, index: int, met: dict[int, str]) -> np.ndarray | None:
@@ -121,5 +126,8 @@ class _WindowDecoder(Dataset):
         yield index
         following = (index + 1 + np.arange(len(self._images) - 1)) % len(self._images)
         same_label = self._images.labels[following] == self._images.labels[index]
+        if self._images.targets is not None:
+            shown = self._images.targets.values
+            same_label &= (shown[following] == shown[index]).all(axis=1)
         yield from following[same_label].tolist()
         yield from following[~same_label].tolist()

@@ -1,10 +1,11 @@
-"""The public data sets that torchvision can fetch or unpack: CIFAR-10, STL-10, ImageNet and VOC 2007."""
+"""The public data sets that torchvision can fetch or unpack: CIFAR-10, STL-10, ImageNet, Places365, iNaturalist."""
 
 import http.client
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.error import HTTPError, URLError
 
 import numpy as np
@@ -16,6 +17,18 @@ from rayssl.data.pictures import ImageList
 from rayssl.errors import DataError
 
 _Loaded = TypeVar("_Loaded")
+
+
+class Downloadable(Protocol):
+    """A data set that torchvision may fetch."""
+
+    @property
+    def root_folder(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def download(self) -> bool:
+        """Whether it may be fetched if it is not there."""
 
 
 class Cifar10Config(RootedConfig):
@@ -33,7 +46,7 @@ class Cifar10Config(RootedConfig):
         from torchvision.datasets import CIFAR10
 
         def load(*, train: bool) -> ImageList:
-            loaded = _load(self, CIFAR10, files=("cifar-10-python.tar.gz", "cifar-10-batches-py/"), train=train)
+            loaded = load_set(self, CIFAR10, files=("cifar-10-python.tar.gz", "cifar-10-batches-py/"), train=train)
             return ImageList(loaded.data, np.asarray(loaded.targets, dtype=np.int64), tuple(loaded.classes))
 
         return load(train=True), load(train=False)
@@ -54,7 +67,7 @@ class Stl10Config(RootedConfig):
         from torchvision.datasets import STL10
 
         def load(split: str) -> ImageList:
-            loaded = _load(self, STL10, files=("stl10_binary.tar.gz", "stl10_binary/"), split=split)
+            loaded = load_set(self, STL10, files=("stl10_binary.tar.gz", "stl10_binary/"), split=split)
             return ImageList(loaded.data.transpose(0, 2, 3, 1), loaded.labels.astype(np.int64), tuple(loaded.classes))
 
         return load("train+unlabeled"), load("test")
@@ -104,35 +117,90 @@ class ImageNetConfig(RootedConfig):
         return folder
 
 
-class Voc2007Config(RootedConfig):
-    """PASCAL VOC 2007: 5,011 trainval and 4,952 test pictures; several classes each, so none has a label here."""
+class Places365Config(RootedConfig):
+    """Places365-Standard: 1,803,460 training pictures, 36,500 validation pictures as the test set, 365 scenes.
 
-    name: Literal["voc2007"] = "voc2007"
+    Places205, which the papers use, has the layout of class folders: `folder` reads it.
+    """
+
+    name: Literal["places365"] = "places365"
     """The set's tag."""
     image_size: int = Field(default=224, ge=8)
     """Side of the square view that the network sees, in pixels."""
-    download: bool = True
+    small: bool = True
+    """Whether to read the pictures of 256 x 256 px (24 GB), or those of the original size (105 GB)."""
+    download: bool = False
     """Whether to download the set into root if it is not there."""
 
     def list_images(self, *, seed: int) -> tuple[ImageList, ImageList | None]:
-        """See `DataConfig.list_images`; a missing test archive is warned about."""
-        train = self._load("trainval", "VOCtrainval_06-Nov-2007.tar")
+        """See `DataConfig.list_images`."""
+        from torchvision.datasets import Places365
+
+        def load(split: str, variant: str) -> ImageList:
+            archive = f"{variant}_{'256' if self.small else 'large'}"
+            files = (f"{archive}.tar and filelist_places365-standard.tar", f"{archive}/")
+            loaded = load_set(self, Places365, files=files, split=split, small=self.small)
+            classes = tuple(name.strip("/") for name in loaded.classes)
+            return ImageList(
+                [Path(path) for path, _ in loaded.imgs], np.asarray(loaded.targets, dtype=np.int64), classes
+            )
+
+        return load("train-standard", "data"), load("val", "val")
+
+
+class INaturalistConfig(RootedConfig):
+    """iNaturalist 2018: 437,513 training pictures, 24,426 validation pictures as the test set, 8,142 species.
+
+    torchvision unpacks the pictures; which are for training stands in train2018.json and val2018.json of the
+    competition, which have to lie in root.
+    """
+
+    name: Literal["inaturalist"] = "inaturalist"
+    """The set's tag."""
+    image_size: int = Field(default=224, ge=8)
+    """Side of the square view that the network sees, in pixels."""
+    download: bool = False
+    """Whether to download the pictures (120 GB) into root if they are not there."""
+
+    def list_images(self, *, seed: int) -> tuple[ImageList, ImageList | None]:
+        """See `DataConfig.list_images`; classes are called by their numbers."""
+        from torchvision.datasets import INaturalist
+
+        listed = {split: self._listed(split) for split in ("train", "val")}
+        files = ("train_val2018.tar.gz", "2018/")
+        loaded = load_set(self, INaturalist, files=files, version="2018", target_type="full")
+        classes = tuple(str(number) for number in range(len(loaded.all_categories)))
+        train, test = (
+            ImageList(
+                [self.root_folder / path for path, _ in listed[split]],
+                np.array([label for _, label in listed[split]], dtype=np.int64),
+                classes,
+            )
+            for split in ("train", "val")
+        )
+        return train, test
+
+    def _listed(self, split: str) -> list[tuple[str, int]]:
+        """Path below root and species of each picture of a split."""
+        file = self.root_folder / f"{split}2018.json"
         try:
-            return train, self._load("test", "VOCtest_06-Nov-2007.tar")
-        except DataError as error:
-            warnings.warn(f"Going on without test pictures. {error}", stacklevel=2)
-            return train, None
+            content = json.loads(file.read_text(encoding="utf-8"))
+            species = {each["image_id"]: each["category_id"] for each in content["annotations"]}
+            return [
+                (each["file_name"].replace("train_val2018/", "2018/", 1), species[each["id"]])
+                for each in content["images"]
+            ]
+        except FileNotFoundError:
+            raise DataError(
+                f"data.root: {self.root_folder} does not hold {file.name}, which says what is for training. Place the "
+                f"competition's {file.name} in it."
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"data.root: {file} is damaged or of another format: {error}") from error
 
-    def _load(self, image_set: str, archive: str) -> ImageList:
-        from torchvision.datasets import VOCDetection
 
-        files = (archive, "VOCdevkit/VOC2007/")
-        loaded = _load(self, VOCDetection, files=files, year="2007", image_set=image_set)
-        return ImageList([Path(path) for path in loaded.images], np.full(len(loaded.images), -1, dtype=np.int64), ())
-
-
-def _load(
-    config: Cifar10Config | Stl10Config | Voc2007Config,
+def load_set(
+    config: Downloadable,
     build: Callable[..., _Loaded],
     *,
     files: tuple[str, str],

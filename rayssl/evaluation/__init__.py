@@ -4,24 +4,33 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rayssl.evaluation.base import Evaluation, balanced_subset, chance_level
+from rayssl.evaluation.base import Evaluation, Sanity, balanced_subset, chance_level, merge_parts
 from rayssl.evaluation.features import extract_features, feature_statistics, pool_block, run_blocks, unchanged
 from rayssl.evaluation.knn import knn_top1
+from rayssl.evaluation.knn_protocol import KnnConfig
 from rayssl.evaluation.linear_heads import fit_linear_heads, top1
 from rayssl.evaluation.linear_probe import LinearProbeConfig, evaluate_linear_probe
 from rayssl.evaluation.online import OnlineConfig, OnlineEvaluation
+from rayssl.evaluation.semi_supervised import SemiSupervisedConfig
+from rayssl.evaluation.voc_low_shot import VocLowShotConfig
+from rayssl.evaluation.voc_svm import VocSvmConfig
 
 AnyEvaluation = Annotated[
-    LinearProbeConfig,
+    LinearProbeConfig | KnnConfig | VocSvmConfig | VocLowShotConfig | SemiSupervisedConfig,
     Field(discriminator="name"),
 ]
 
 __all__ = [
     "AnyEvaluation",
     "Evaluation",
+    "KnnConfig",
     "LinearProbeConfig",
     "OnlineConfig",
     "OnlineEvaluation",
+    "Sanity",
+    "SemiSupervisedConfig",
+    "VocLowShotConfig",
+    "VocSvmConfig",
     "balanced_subset",
     "chance_level",
     "evaluate_linear_probe",
@@ -29,6 +38,7 @@ __all__ = [
     "feature_statistics",
     "fit_linear_heads",
     "knn_top1",
+    "merge_parts",
     "pool_block",
     "run_blocks",
     "top1",

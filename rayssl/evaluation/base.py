@@ -1,14 +1,33 @@
 """What an evaluation is, and what all of them need to know about labels and seeds."""
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Annotated, Protocol, Self
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from rayssl.backbones import Backbone
+from rayssl.backbones import NUM_BLOCKS, Backbone
 from rayssl.data import DataConfig, Pictures
+from rayssl.schema import Config
+
+_DEVIATIONS = 4
+"""Standard deviations above chance that are still taken for noise: five blocks are tried."""
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """What a measurement must not exceed once the labels are shuffled."""
+
+    metric: str
+    """The number that is judged."""
+    chance: float
+    """Its level of chance."""
+    bound: float
+    """Values up to this one are chance and noise."""
 
 
 class Evaluation(Protocol):
@@ -25,6 +44,75 @@ class Evaluation(Protocol):
 
     def describe(self, train: Pictures, test: Pictures) -> str:
         """Say in a sentence or two what the numbers mean: the settings, and the level of chance."""
+
+    def unfit(self, train: Pictures, test: Pictures) -> str | None:
+        """Why these pictures can't be measured, as a clause; None if they can."""
+
+    def parts(self, count: int) -> tuple["Evaluation", ...]:
+        """At most `count` evaluations that can run apart; together, by `merge_parts`, they give what this one does."""
+
+    def sanity(self, train: Pictures, test: Pictures) -> Sanity:
+        """What a measurement with shuffled labels must not exceed."""
+
+    def chosen_pictures(self, train: Pictures, *, seed: int) -> dict[str, np.ndarray]:
+        """Subsets of the training pictures that should be kept on record: name of the list -> indices (N,)."""
+
+
+class BlockEvaluation(Config):
+    """What measurements of frozen blocks have in common: each block can be measured apart."""
+
+    blocks: tuple[Annotated[int, Field(ge=1, le=NUM_BLOCKS)], ...] = (1, 2, 3, 4, 5)
+    """Blocks that are measured."""
+
+    @field_validator("blocks")
+    @classmethod
+    def _each_once(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        if not blocks or len(set(blocks)) < len(blocks):
+            raise ValueError(f"must be at least one, each once, got {list(blocks)}")
+        return blocks
+
+    def parts(self, count: int) -> tuple[Self, ...]:
+        """Groups of blocks of about equal cost; see `Evaluation`."""
+        groups = [self.blocks[start::count] for start in range(min(count, len(self.blocks)))]
+        return tuple(self.model_copy(update={"blocks": group}) for group in groups)
+
+    def chosen_pictures(self, train: Pictures, *, seed: int) -> dict[str, np.ndarray]:
+        """None."""
+        return {}
+
+
+def merge_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of parts together; of ".../best/..." the highest counts."""
+    merged: dict[str, float] = {}
+    for metrics in parts:
+        for name, value in metrics.items():
+            merged[name] = max(value, merged.get(name, value)) if "/best/" in name else value
+    return merged
+
+
+def without_labels(train: Pictures, test: Pictures) -> str | None:
+    """Why pictures can't be told apart by labels, as a clause; None if they can."""
+    if train.targets is not None:
+        return "these pictures show several classes each: take voc07_svm"
+    if not train.classes:
+        return "these pictures have no labels to learn from"
+    return None if (test.labels >= 0).any() else "no picture of the test set has a label"
+
+
+def shuffled_top(metric: str, test: Pictures, *, num_classes: int, highest: int = 1) -> Sanity:
+    """The sanity of an accuracy: the most frequent classes' share, plus four deviations of as many coin tosses.
+
+    Args:
+        metric: Its name.
+        test: The pictures that are told.
+        num_classes: Number of classes.
+        highest: Guesses that count, 1 for top-1.
+    """
+    labels = test.labels[test.labels >= 0]
+    counts = np.sort(np.bincount(labels, minlength=num_classes))[::-1]
+    chance = float(counts[:highest].sum() / max(1, len(labels)))
+    noise = sqrt(chance * (1 - chance) / max(1, len(labels)))
+    return Sanity(metric, chance, min(1.0, chance + _DEVIATIONS * noise))
 
 
 def chance_level(labels: Tensor, num_classes: int) -> float:

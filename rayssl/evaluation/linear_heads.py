@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from rayssl.evaluation.base import derive_seed
 
 REFERENCE_BATCH = 256
 MILESTONES = (8 / 28, 16 / 28, 24 / 28)
+BatchNorm = Literal["plain", "affine", "none"]
+"""How a block's features are normalised before the classifier: without or with learned scale and shift, or not."""
 
 
 def fit_linear_heads(
@@ -26,8 +29,10 @@ def fit_linear_heads(
     learning_rate: float = 0.01,
     batch_size: int = REFERENCE_BATCH,
     momentum: float = 0.9,
+    nesterov: bool = True,
     weight_decay: float = 1e-4,
     milestones: Sequence[float] = MILESTONES,
+    batchnorm: BatchNorm = "plain",
     rows: Tensor | None = None,
     seed: int,
     device: torch.device | str,
@@ -46,9 +51,11 @@ def fit_linear_heads(
         epochs: Passes over the pictures.
         learning_rate: Of SGD, as it stands: not scaled by the batch size.
         batch_size: Most pictures a step, at least 2.
-        momentum: Nesterov momentum, in [0, 1).
+        momentum: Of SGD, in [0, 1).
+        nesterov: Whether the momentum is Nesterov's.
         weight_decay: On weights and biases.
         milestones: Shares of all steps, in (0, 1), after which the learning rate falls to a tenth.
+        batchnorm: See `LinearHeads`.
         rows: Indices of the pictures to train on, (M,); None: all.
         seed: Decides initial weights and order.
         device: Where the heads are trained and stay.
@@ -65,10 +72,14 @@ def fit_linear_heads(
     store = next(iter(train.values())).device
     labels = labels.to(store)
     dims = {block: features.shape[1] for block, features in train.items()}
-    heads = LinearHeads(dims, num_classes, channels=channels, seed=seed)
+    heads = LinearHeads(dims, num_classes, channels=channels, batchnorm=batchnorm, seed=seed)
     heads.to(device)
     optimizer = torch.optim.SGD(
-        heads.parameters(), learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
+        heads.parameters(),
+        learning_rate,
+        momentum=momentum,
+        nesterov=nesterov and momentum > 0,
+        weight_decay=weight_decay,
     )
     num_batches = ceil(len(rows) / batch_size)
     drops = [round(share * epochs * num_batches) for share in milestones]
@@ -130,7 +141,7 @@ def top1(
 
 
 class LinearHeads(nn.Module):
-    """A normalisation without parameters and a linear classifier for each block (Goyal et al. 2019).
+    """A normalisation and a linear classifier for each block (Goyal et al. 2019, who learn no scale and shift).
 
     The cells of a channel share a mean and a deviation, as in Goyal et al.'s SpatialBN. In eval mode these are
     averages over all training batches, each counting the same: the features of a frozen encoder don't drift, so
@@ -140,6 +151,7 @@ class LinearHeads(nn.Module):
         feature_dims: Block -> number of features, channels x cells.
         num_classes: Number of classes.
         channels: Block -> number of channels; None: each feature is normalised by itself.
+        batchnorm: Whether features are normalised, and whether with learned scale and shift.
         seed: Decides the weights, N(0, 0.01), each block's by itself; biases are 0. torch's global generator is not
             touched.
     """
@@ -150,6 +162,7 @@ class LinearHeads(nn.Module):
         num_classes: int,
         *,
         channels: Mapping[int, int] | None = None,
+        batchnorm: BatchNorm = "plain",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -159,10 +172,11 @@ class LinearHeads(nn.Module):
             nn.init.normal_(linear.weight, std=0.01, generator=torch.Generator().manual_seed(derive_seed(seed, block)))
             nn.init.zeros_(linear.bias)
             groups = channels[block] if channels is not None else dim
+            norm: nn.Module = nn.BatchNorm1d(groups, affine=batchnorm == "affine", momentum=None)
             self.heads[f"b{block}"] = nn.Sequential(
                 OrderedDict(
                     cells=nn.Unflatten(1, (groups, dim // groups)),
-                    norm=nn.BatchNorm1d(groups, affine=False, momentum=None),
+                    norm=nn.Identity() if batchnorm == "none" else norm,
                     flat=nn.Flatten(),
                     linear=linear,
                 )

@@ -3,30 +3,57 @@
 from collections.abc import Iterator, Mapping
 from functools import partial
 from statistics import mean, stdev
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rayssl.backbones import NUM_BLOCKS, Backbone
+from rayssl.backbones import Backbone
 from rayssl.data import DataConfig, Pictures
 from rayssl.data.loaders import plain_views
-from rayssl.evaluation.base import balanced_subset, chance_level, derive_seed
+from rayssl.evaluation.augmented_heads import fit_augmented_heads, streamed_top1
+from rayssl.evaluation.base import (
+    BlockEvaluation,
+    Sanity,
+    balanced_subset,
+    chance_level,
+    derive_seed,
+    shuffled_top,
+    without_labels,
+)
 from rayssl.evaluation.features import MOST_FEATURES, cache_dtype, extract_features, pool_block, unchanged
-from rayssl.evaluation.linear_heads import MILESTONES, REFERENCE_BATCH, fit_linear_heads, top1
-from rayssl.schema import Config
+from rayssl.evaluation.linear_heads import MILESTONES, REFERENCE_BATCH, BatchNorm, fit_linear_heads, top1
 
 _VIEWS_AT_ONCE = 128
+_DIALECTS: dict[str, dict[str, Any]] = {
+    "goyal": {},
+    "vissl": {"weight_decay": 5e-4, "batchnorm": "affine"},
+    "moco": {
+        "blocks": (5,),
+        "max_features": 1,
+        "batchnorm": "none",
+        "epochs": 100,
+        "learning_rate": 30.0,
+        "weight_decay": 0.0,
+        "nesterov": False,
+        "milestones": (0.6, 0.8),
+    },
+}
+"""What a dialect sets where the recipe says nothing."""
 
 
-class LinearProbeConfig(Config):
-    """Linear classifiers on cached features of B1..B5; the paper's setting for ImageNet but for its random crops."""
+class LinearProbeConfig(BlockEvaluation):
+    """Linear classifiers on the frozen blocks B1..B5; the paper's settings for ImageNet."""
 
     name: Literal["linear_probe"] = "linear_probe"
-    blocks: tuple[Annotated[int, Field(ge=1, le=NUM_BLOCKS)], ...] = (1, 2, 3, 4, 5)
-    """Blocks that get a classifier."""
+    dialect: Literal["goyal", "vissl", "moco"] = "goyal"
+    """Whose settings fill in what the recipe leaves out. goyal: those below (PSL); vissl: weight decay 5e-4 and learned
+    scale and shift; moco: the last map's average, learning rate 30 for 100 epochs, no decay, no normalisation."""
+    views: Literal["center", "augmented"] = "center"
+    """augmented: a random resized crop and flip in each epoch, each time through the encoder, as in the papers; center:
+    the features of centre crops, computed once."""
     epochs: int = Field(default=28, ge=1)
     """Passes over the training pictures (Goyal et al.: 28 for ImageNet; VISSL: 14 for Places205, 84 for iNat18)."""
     learning_rate: float = Field(default=0.01, gt=0)
@@ -34,7 +61,11 @@ class LinearProbeConfig(Config):
     batch_size: int = Field(default=256, ge=2)
     """Pictures a step."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Nesterov momentum of SGD."""
+    """Of SGD."""
+    nesterov: bool = True
+    """Whether the momentum is Nesterov's."""
+    batchnorm: BatchNorm = "plain"
+    """Normalisation of the features, without (plain) or with (affine) learned scale and shift, or none."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """On weights and biases (Goyal et al. for ResNet-50)."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = MILESTONES
@@ -51,9 +82,14 @@ class LinearProbeConfig(Config):
     """Most memory for features, in GiB; they are kept in float16 if float32 does not fit."""
 
     @model_validator(mode="after")
+    def _speak_dialect(self) -> Self:
+        # A validator that runs before would have pydantic check the rest as Python, where lists are no tuples.
+        said = self.model_fields_set
+        self.__dict__.update({key: value for key, value in _DIALECTS[self.dialect].items() if key not in said})
+        return self
+
+    @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.blocks or len(set(self.blocks)) < len(self.blocks):
-            raise ValueError(f"blocks: must be at least one, each once, got {list(self.blocks)}")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones: must increase, got {list(self.milestones)}")
         return self
@@ -61,12 +97,19 @@ class LinearProbeConfig(Config):
     def evaluate(
         self, encoder: Backbone, train: Pictures, test: Pictures, *, data: DataConfig, seed: int, device: torch.device
     ) -> Iterator[tuple[str, float]]:
-        """Cache both sets' features of centre crops, then train and test; see `evaluate_linear_probe`.
+        """Train and test the classifiers, on cached features or on new views in each epoch.
+
+        For the metrics see `evaluate_linear_probe`.
 
         Raises:
             ConfigError: If the features don't fit `feature_cache_gib`.
             RaysslError: If the loss is not finite.
         """
+        if self.views == "augmented":
+            with unchanged(encoder):
+                results = self._evaluate_augmented(encoder, train, test, data=data, seed=seed, device=device)
+            yield from _summarize(results)
+            return
         train_rows = _limited_rows(torch.from_numpy(train.labels), self.train_limit, seed=seed).numpy()
         test_rows = np.flatnonzero(test.labels >= 0)
         blank = torch.zeros(1, 3, data.image_size, data.image_size)
@@ -106,6 +149,57 @@ class LinearProbeConfig(Config):
             device=device,
         )
 
+    def _evaluate_augmented(
+        self, encoder: Backbone, train: Pictures, test: Pictures, *, data: DataConfig, seed: int, device: torch.device
+    ) -> dict[int, list[float]]:
+        """Accuracies of each block, one a repetition."""
+        labels = torch.from_numpy(train.labels)
+        pool = partial(pool_block, max_features=self.max_features)
+        test_rows = np.flatnonzero(test.labels >= 0)
+        results: dict[int, list[float]] = {block: [] for block in self.blocks}
+        for repetition in range(self.seeds):
+            repetition_seed = derive_seed(seed, repetition)
+            heads = fit_augmented_heads(
+                encoder,
+                train,
+                _training_rows(self, labels, seed=repetition_seed).numpy(),
+                blocks=self.blocks,
+                pool=pool,
+                image_size=data.image_size,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate * self.batch_size / REFERENCE_BATCH,
+                batch_size=self.batch_size,
+                momentum=self.momentum,
+                nesterov=self.nesterov,
+                weight_decay=self.weight_decay,
+                milestones=self.milestones,
+                batchnorm=self.batchnorm,
+                seed=repetition_seed,
+                device=device,
+            )
+            views = plain_views(
+                test,
+                test_rows,
+                image_size=data.image_size,
+                eval_resize=data.eval_resize,
+                batch_size=_VIEWS_AT_ONCE,
+                device=device,
+            )
+            accuracies = streamed_top1(
+                encoder, heads, views, torch.from_numpy(test.labels[test_rows]), blocks=self.blocks, pool=pool
+            )
+            for block, accuracy in accuracies.items():
+                results[block].append(accuracy)
+        return results
+
+    def unfit(self, train: Pictures, test: Pictures) -> str | None:
+        """Why these pictures can't be measured, as a clause; None if they can."""
+        return without_labels(train, test)
+
+    def sanity(self, train: Pictures, test: Pictures) -> Sanity:
+        """What a measurement with shuffled labels must not exceed."""
+        return shuffled_top(f"{self.name}/best/top1", test, num_classes=len(train.classes))
+
     def describe(self, train: Pictures, test: Pictures) -> str:
         """Say in a sentence or two what the numbers mean: the settings, and the level of chance."""
         blocks = ", ".join(f"B{block}" for block in self.blocks)
@@ -114,9 +208,11 @@ class LinearProbeConfig(Config):
         subset = f" ({', '.join(limits)})" if limits else ""
         repetitions = f", mean of {self.seeds} repetitions" if self.seeds > 1 else ""
         chance = chance_level(torch.from_numpy(test.labels), len(train.classes))
+        dialect = f", dialect {self.dialect}" if self.dialect != "goyal" else ""
         return (
             f"linear_probe: top-1 of a linear classifier on {blocks}, {self.epochs} epochs at learning rate "
-            f"{self.learning_rate:g} on at most {self.max_features:,} features of centre crops{subset}{repetitions}; "
+            f"{self.learning_rate:g} on at most {self.max_features:,} features of "
+            f"{'centre crops' if self.views == 'center' else 'random crops'}{dialect}{subset}{repetitions}; "
             f"{chance:.1%} is chance."
         )
 
@@ -171,13 +267,20 @@ def evaluate_linear_probe(
             learning_rate=config.learning_rate * config.batch_size / REFERENCE_BATCH,
             batch_size=config.batch_size,
             momentum=config.momentum,
+            nesterov=config.nesterov,
             weight_decay=config.weight_decay,
             milestones=config.milestones,
+            batchnorm=config.batchnorm,
             seed=repetition_seed,
             device=device,
         )
         for block, accuracy in top1(heads, {block: test_features[block] for block in train}, test_labels).items():
             results[block].append(accuracy)
+    yield from _summarize(results)
+
+
+def _summarize(results: Mapping[int, list[float]]) -> Iterator[tuple[str, float]]:
+    """Metrics of the accuracies of each block, one a repetition."""
     for block, accuracies in results.items():
         yield f"linear_probe/b{block}/top1", mean(accuracies)
         if len(accuracies) > 1:

@@ -57,6 +57,12 @@ class Method(Protocol):
     def schedule(self, index: int) -> StageSchedule:
         """Where stage `index` stands in the run."""
 
+    def remarks(self, index: int, row: Mapping[str, float]) -> list[str]:
+        """What the person who waits should know of an epoch's numbers, of stage `index`."""
+
+    def draw(self, index: int, pictures: Pictures, runtime: Runtime) -> tuple[Path, ...]:
+        """Draw what stage `index` has trained, on rank 0 alone; the files, to be recorded with it."""
+
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint has to hold beside the encoder."""
 

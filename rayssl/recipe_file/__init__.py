@@ -15,7 +15,7 @@ knows (a level, by its task) is declared as `Any` and checked by `parse_section`
 from rayssl.recipe_file.loading import load_recipe, load_recipe_text
 from rayssl.recipe_file.sections import parse_each, parse_section
 from rayssl.recipe_file.wording import did_you_mean
-from rayssl.recipe_file.writing import flatten, to_yaml, write_json_schema
+from rayssl.recipe_file.writing import flatten, to_plain, to_yaml, write_json_schema
 
 __all__ = [
     "did_you_mean",
@@ -24,6 +24,7 @@ __all__ = [
     "load_recipe_text",
     "parse_each",
     "parse_section",
+    "to_plain",
     "to_yaml",
     "write_json_schema",
 ]

@@ -25,6 +25,8 @@ class TaskSetting:
     """Whether BatchNorm spans all of them."""
     classes: tuple[str, ...] = ()
     """The pictures' classes, for the supervised reference; empty if they have none, or before they are listed."""
+    eval_resize: int | None = None
+    """Short side from which views without augmentation take the centre, in pixels; None: image_size."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which pictures go into which step: each once an epoch, the same on any number of workers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from rayssl.data import BadFile
+from rayssl.data import BadFile, Targets
 from rayssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Draws
 from rayssl.data.loaders import TrainLoader, plain_views
+from rayssl.data.pictures import Plan
 from rayssl.errors import ConfigError
 
 
@@ -22,13 +23,16 @@ class NumberedPictures:
         self.labels = np.zeros(count, dtype=np.int64)
         self.classes: tuple[str, ...] = ()
         self.bad_files: list[BadFile] = []
+        self.targets: Targets | None = None
+        self.numbers = np.arange(len(self.labels))
         self.positions: list[float] = []
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, plan: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
+    def batches(self, plan: Plan) -> Iterator[Tensor]:
         for indices, positions in plan:
+            assert positions is not None
             self.positions += positions.tolist()
             yield torch.from_numpy(indices).to(torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
 
@@ -121,8 +125,9 @@ class RandomPictures(NumberedPictures):
         super().__init__(count)
         self.pixels = torch.randint(256, (count, 3, 40, 40), generator=torch.Generator().manual_seed(0)).byte()
 
-    def batches(self, plan: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
+    def batches(self, plan: Plan) -> Iterator[Tensor]:
         for indices, positions in plan:
+            assert positions is not None
             self.positions += positions.tolist()
             yield self.pixels[torch.from_numpy(indices)]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayssl.backbones import Backbone
-from rayssl.data import BadFile, DigitsConfig
+from rayssl.data import BadFile, DigitsConfig, Targets
 from rayssl.data.pictures import Plan
 from rayssl.errors import ConfigError, RaysslError
 from rayssl.evaluation import AnyEvaluation, Evaluation
@@ -353,6 +353,8 @@ class ColouredSquares:
         random = np.random.default_rng(seed)
         self.labels = random.integers(-1, 3, num_images)
         self.bad_files: list[BadFile] = []
+        self.targets: Targets | None = None
+        self.numbers = np.arange(len(self.labels))
         self._windows = random.integers(0, 200, (num_images, 3, self.side, self.side))
         labelled = np.flatnonzero(self.labels >= 0)
         self._windows[labelled, self.labels[labelled]] += 50

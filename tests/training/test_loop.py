@@ -1,7 +1,7 @@
 """The training loop: it learns, it counts right, it stops on a broken loss, and two workers do as one."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from rayssl.backbones import Backbone, ResNetConfig
-from rayssl.data import BadFile
+from rayssl.data import BadFile, Targets
 from rayssl.data.loaders import Batch, TrainLoader
+from rayssl.data.pictures import Plan
 from rayssl.runtime import LocalRuntime, Progress
 from rayssl.tasks import RotationTask, TaskLoss
 from rayssl.training.loop import StageSchedule, TrainingError, train_stage
@@ -32,11 +33,13 @@ class MemoryPictures:
         self.labels = np.zeros(count, dtype=np.int64)
         self.classes: tuple[str, ...] = ()
         self.bad_files: list[BadFile] = []
+        self.targets: Targets | None = None
+        self.numbers = np.arange(len(self.labels))
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batches(self, plan: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
+    def batches(self, plan: Plan) -> Iterator[Tensor]:
         for indices, _ in plan:
             yield self.pixels[torch.from_numpy(indices)]
 

@@ -1,0 +1,68 @@
+"""Who stops a search's trials early, made for ray.tune from the study's settings."""
+
+from typing import Any
+
+import numpy as np
+from ray.tune import schedulers
+
+from rayssl.search_space import LOWER_IS_BETTER, Drawn, Interval, Study
+
+
+def make_scheduler(study: Study, *, longest: int) -> Any:
+    """Make the scheduler that the study names; `longest` are the epochs of the longest trial."""
+    settings = study.tune
+    grace = min(settings.grace_period, longest)
+    if settings.scheduler == "asha":
+        # One epoch more than there are: a trial that comes to its end must not be cut off while it writes its results.
+        return schedulers.ASHAScheduler(
+            time_attr="epoch", max_t=longest + 1, grace_period=grace, reduction_factor=settings.reduction_factor
+        )
+    if settings.scheduler == "hyperband":
+        return schedulers.HyperBandScheduler(
+            time_attr="epoch", max_t=longest, reduction_factor=settings.reduction_factor
+        )
+    if settings.scheduler == "median":
+        return schedulers.MedianStoppingRule(time_attr="epoch", grace_period=grace)
+    if settings.scheduler == "pbt":
+        return _make_pbt(study, grace)
+    return schedulers.FIFOScheduler()
+
+
+def _make_pbt(study: Study, interval: int) -> Any:
+    generator = np.random.default_rng(study.base.seed)
+    given: dict[str, Drawn] = {
+        each.key: each.distribution for each in study.space.keys if isinstance(each.distribution, Drawn)
+    }
+
+    def mutation(key: str) -> Any:
+        distribution = given[key]
+        if isinstance(distribution, Interval):
+            return lambda: distribution.sample(generator)
+        return list(distribution.values)
+
+    def within_bounds(config: dict[str, Any]) -> dict[str, Any]:
+        """Tune multiplies by .8 or 1.2, past the ends."""
+        bounds = {key: each for key, each in given.items() if isinstance(each, Interval) and key in config}
+        return {**config, **{key: each.clip(config[key]) for key, each in bounds.items()}}
+
+    return schedulers.PopulationBasedTraining(
+        time_attr="epoch",
+        perturbation_interval=interval,
+        hyperparam_mutations={key: mutation(key) for key in given},
+        custom_explore_fn=within_bounds,
+        require_attrs=False,
+        log_config=False,
+    )
+
+
+def make_stopper(study: Study) -> Any:
+    """Make what Tune asks about every result; None if the study has no stopping rule."""
+    limits = dict(study.tune.stop)
+
+    def is_good_enough(trial_id: str, result: dict[str, Any]) -> bool:
+        return any(
+            key in result and (result[key] <= limit if key in LOWER_IS_BETTER else result[key] >= limit)
+            for key, limit in limits.items()
+        )
+
+    return is_good_enough if limits else None

@@ -1,0 +1,130 @@
+"""Runtimes of a search's trials: inside a trial of Ray Tune, and on the workers that a trial starts."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ray.tune
+
+from rayssl.cluster.runtime import TrainRuntime
+from rayssl.runtime import EpochDone, LocalRuntime
+from rayssl.search_space import StageStore
+from rayssl.training.checkpoints import load_checkpoint
+
+
+class TrialRuntime(LocalRuntime):
+    """A trial of one worker, in Tune's own process; checkpoints go through Tune, so that it can move or copy trials.
+
+    Args:
+        folder: The trial's folder, on a file system that all nodes see.
+        num_threads: Threads of torch's CPU operators.
+        use_gpu: Train on the GPU that Ray gave the trial.
+        metric: What trials are compared by; Tune is told of the epochs that measure it.
+        epochs: Of the whole run.
+        store: The stages of other trials; None: every stage is trained.
+    """
+
+    def __init__(
+        self, folder: Path, *, num_threads: int, use_gpu: bool, metric: str, epochs: int, store: StageStore | None
+    ) -> None:
+        super().__init__(folder, num_threads=num_threads, use_gpu=use_gpu)
+        self._metric = metric
+        self._epochs = epochs
+        self._store = store
+        self._row: Mapping[str, float] = {}
+        self._reused = 0
+
+    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+        """Report an epoch to Tune with a checkpoint, if it measured the metric."""
+        if self._store is not None:
+            self._store.offer(self.folder)
+        if self._metric not in self._row:
+            return
+        if save is None:
+            ray.tune.report(self._told(self._row))
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            save(Path(temporary) / "checkpoint")
+            checkpoint = ray.tune.Checkpoint.from_directory(str(Path(temporary) / "checkpoint"))
+            ray.tune.report(self._told(self._row), checkpoint=checkpoint)
+
+    def restore(self) -> Path | None:
+        """Tune's checkpoint of this trial, or of the one it copies; at first the stages that another trial left.
+
+        The epochs of those are reported at once, so that schedulers compare all trials at the same epochs.
+        """
+        checkpoint = ray.tune.get_checkpoint()
+        if checkpoint is not None:
+            return Path(checkpoint.path)
+        found = self._store.find() if self._store is not None else None
+        if found is not None:
+            history = load_checkpoint(found).history
+            self._reused = len(history)
+            for row in history:
+                if self._metric in row:
+                    ray.tune.report(self._told(row))
+        return found
+
+    def show(self, event: object) -> None:
+        """Keep the epoch's numbers for the report; write sentences to the trial's log."""
+        if isinstance(event, EpochDone):
+            self._row = event.row
+        elif isinstance(event, str):
+            write_log(self.folder, event)
+
+    def _told(self, row: Mapping[str, float]) -> dict[str, float]:
+        return {**row, "epochs": self._epochs, "reused_epochs": self._reused}
+
+
+class GroupTrialRuntime(TrainRuntime):
+    """One of several workers of a trial.
+
+    Args:
+        folder: The trial's folder.
+        num_threads: Threads of torch's CPU operators.
+        epochs: Of the whole run.
+        start: The stages that another trial left; None: there are none.
+        store: Where to leave this trial's stages; None: nowhere.
+    """
+
+    def __init__(
+        self, folder: Path, *, num_threads: int, epochs: int, start: Path | None, store: StageStore | None
+    ) -> None:
+        super().__init__(folder, num_threads=num_threads, board=None)
+        self._epochs = epochs
+        self._start = start
+        self._store = store
+        self._row: Mapping[str, float] = {}
+        self._reused = len(load_checkpoint(start).history) if start is not None else 0
+
+    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+        """As `TrainRuntime.report`, with the epoch's number and what Tune has to know."""
+        if self._store is not None and self.rank == 0:
+            self._store.offer(self.folder)
+        super().report({**self._row, "epochs": self._epochs, "reused_epochs": self._reused}, save)
+
+    def restore(self) -> Path | None:
+        """Ray's last checkpoint of this trial, or the stages that another one left."""
+        return super().restore() or self._start
+
+    def show(self, event: object) -> None:
+        """As `TrialRuntime.show`."""
+        if isinstance(event, EpochDone):
+            self._row = event.row
+        elif isinstance(event, str) and self.rank == 0:
+            write_log(self.folder, event)
+
+
+class FinishedRuntime(LocalRuntime):
+    """A process that goes on from a trial's last stage: nothing is left to train, the evaluations are."""
+
+    def restore(self) -> Path | None:
+        """The checkpoint of the last stage."""
+        stages = sorted(self.folder.glob("stage-*"), key=lambda path: int(path.name.removeprefix("stage-")))
+        return stages[-1] if stages else None
+
+
+def write_log(folder: Path, text: str) -> None:
+    """Add a line to the trial's log."""
+    with (folder / "log.txt").open("a") as log:
+        log.write(f"{text}\n")

@@ -1,0 +1,219 @@
+"""One evaluation on one page: pictures, encoder, repetitions spread over the workers, sanity check, lists on record."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+
+from rayssl.data import Pictures, Splits, find_overlap
+from rayssl.data.pictures import BadFile, ImageList, Plan, Targets
+from rayssl.errors import DataError
+from rayssl.evaluate_config import EvaluateConfig
+from rayssl.evaluation import AnyEvaluation, Evaluation, merge_parts
+from rayssl.evaluation.base import derive_seed
+from rayssl.evaluation.lists import write_chosen_pictures
+from rayssl.experiment import OpenPictures, open_data
+from rayssl.runtime import Runtime, Tracker
+from rayssl.sources import load_encoder
+
+_MOST_NAMED = 5
+_SHUFFLED = 7
+"""Keeps the draws of the sanity check apart from the others of a seed."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What an evaluation gives."""
+
+    metrics: dict[str, float]
+    """Means over the repetitions; with several, each has a "_std" beside it. Those of the sanity check begin with
+    "sanity/"."""
+    notes: list[str]
+    """What a reader of the numbers has to know."""
+
+
+def run_evaluation(config: EvaluateConfig, runtime: Runtime, tracker: Tracker | None = None) -> Measurement:
+    """Measure an encoder by a protocol, on all workers of a group.
+
+    Args:
+        config: The resolved settings.
+        runtime: Where it runs; decoded pictures and lists go to its folder.
+        tracker: Not used: the caller records the result.
+
+    Returns:
+        The metrics, the same on every worker.
+
+    Raises:
+        DataError: If the pictures are missing or don't fit the protocol.
+        CheckpointError: If the weights can't be read.
+        RaysslError: If a training diverges.
+    """
+    pictures = open_data(config, runtime.folder, rank=runtime.rank, barrier=runtime.barrier)
+    told = check_fit(config.evaluation, pictures)
+    seeds = [config.seed, *(derive_seed(config.seed, number) % 2**31 for number in range(1, config.seeds))]
+    per_seed = max(1, runtime.world_size // len(seeds))
+    items = [(seed, False, part) for seed in seeds for part in config.evaluation.parts(per_seed)]
+    if config.sanity:
+        items += [(config.seed, True, part) for part in config.evaluation.parts(max(1, runtime.world_size))]
+    runtime.show(f"{config.evaluation.name}: {_count(len(items), 'piece')} on {_count(runtime.world_size, 'worker')}")
+
+    def measure(item: tuple[int, bool, Evaluation]) -> dict[str, float]:
+        seed, is_shuffled, part = item
+        encoder = load_encoder(config.backbone, config.weights, seed=seed).to(runtime.device)
+        train, test = pictures.train, told
+        if is_shuffled:
+            train, test = ShuffledLabels(train, seed=seed, part=0), ShuffledLabels(told, seed=seed, part=1)
+        return dict(part.evaluate(encoder, train, test, data=config.data, seed=seed, device=runtime.device))
+
+    results = runtime.map(measure, items)
+    measured = list(zip(items, results, strict=True))
+    by_seed = [merge_parts([result for item, result in measured if item[:2] == (seed, False)]) for seed in seeds]
+    metrics = _over_seeds(by_seed)
+    notes = [_describe(config, pictures, told)]
+    if config.sanity:
+        shuffled = merge_parts([result for (_, is_shuffled, _), result in measured if is_shuffled])
+        verdict, numbers = _judge(config.evaluation, shuffled, pictures.train, told)
+        notes.append(verdict)
+        metrics |= numbers
+    notes += _bad_files(pictures, runtime)
+    if runtime.rank == 0:
+        write_chosen_pictures(
+            config.evaluation,
+            config.data,
+            pictures.train,
+            data_seed=config.seed,
+            seeds=seeds,
+            folder=runtime.folder,
+        )
+    runtime.barrier()
+    return Measurement(metrics, notes)
+
+
+def check_pictures(config: EvaluateConfig) -> list[str]:
+    """List the pictures and look for test pictures among those that are learned from, before any worker is paid for.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        DataError: If the pictures are missing, there is nothing to test on, or the same files are on both sides.
+    """
+    splits = config.data.build(seed=config.seed)
+    told = _told(splits)
+    overlap = find_overlap(splits.train, told)
+    if overlap.same_files:
+        raise DataError(
+            f"data: {len(overlap.same_files):,} of {len(told):,} test pictures are files of the training pictures: "
+            f"{_naming(overlap.same_files)}. A measurement would tell what it has learned by heart: take other folders."
+        )
+    if not overlap.same_content:
+        return []
+    return [
+        f"warning: the same bytes are on both sides, {len(overlap.same_content):,} times in a sample of the test "
+        f"pictures: {_naming(overlap.same_content)}"
+    ]
+
+
+def _told(splits: Splits) -> ImageList:
+    """The pictures that are tested on: the set's own, or held-out ones."""
+    told = splits.test if splits.test is not None else splits.validation
+    if told is None or len(told) == 0:
+        raise DataError(
+            "data: there are no pictures to test on. Name the set's own (data.test_root=DIR), or hold some out: "
+            "data.validation_fraction=0.2"
+        )
+    return told
+
+
+def check_fit(evaluation: AnyEvaluation, pictures: OpenPictures) -> Pictures:
+    """The pictures to test on, once it is clear that the protocol can run on them.
+
+    Raises:
+        DataError: If it can't.
+    """
+    told = pictures.told
+    if told is None:
+        raise DataError("data: there are no pictures to test on. Raise data.validation_fraction.")
+    if reason := evaluation.unfit(pictures.train, told):
+        raise DataError(f"evaluation.name: {evaluation.name} can't be measured here: {reason}.")
+    return told
+
+
+class ShuffledLabels:
+    """Pictures whose labels or targets are those of other ones of the set, in random order; see `Pictures`.
+
+    Args:
+        pictures: The pictures; they stay as they are.
+        seed: Decides the order.
+        part: Keeps the sides of a measurement apart.
+    """
+
+    def __init__(self, pictures: Pictures, *, seed: int, part: int) -> None:
+        order = np.random.default_rng([seed, _SHUFFLED, part]).permutation(len(pictures))
+        self._pictures = pictures
+        self.side = pictures.side
+        self.classes = pictures.classes
+        self.numbers = pictures.numbers
+        self.bad_files: list[BadFile] = pictures.bad_files
+        self.labels = pictures.labels[order]
+        self.targets: Targets | None = None if pictures.targets is None else pictures.targets.select(order)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def batches(self, plan: Plan) -> Iterator[torch.Tensor]:
+        """See `Pictures.batches`."""
+        return self._pictures.batches(plan)
+
+
+def _over_seeds(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means; with several results the sample deviation of each beside it, in place of those inside a result."""
+    if len(results) == 1:
+        return dict(results[0])
+    metrics: dict[str, float] = {}
+    for name in results[0]:
+        if not name.endswith("_std"):
+            values = [result[name] for result in results if name in result]
+            metrics[name] = mean(values)
+            metrics[f"{name}_std"] = stdev(values) if len(values) > 1 else 0.0
+    return metrics
+
+
+def _judge(
+    evaluation: Evaluation, shuffled: Mapping[str, float], train: Pictures, test: Pictures
+) -> tuple[str, dict[str, float]]:
+    """A sentence about a measurement with shuffled labels, and its number."""
+    expected = evaluation.sanity(train, test)
+    value = shuffled[expected.metric]
+    is_chance = value <= expected.bound
+    verdict = "at chance, as it must be" if is_chance else "ABOVE CHANCE: do not trust these numbers"
+    text = (
+        f"sanity: with shuffled labels {expected.metric} is {value:.1%}; chance is {expected.chance:.1%}, and up to "
+        f"{expected.bound:.1%} is noise: {verdict}."
+    )
+    return text, {f"sanity/{expected.metric}": value, "sanity/chance": expected.chance, "sanity/bound": expected.bound}
+
+
+def _describe(config: EvaluateConfig, pictures: OpenPictures, told: Pictures) -> str:
+    where = "the set's test split" if pictures.test is not None else "training pictures held out"
+    seeds = f" Mean and deviation of {config.seeds} seeds." if config.seeds > 1 else ""
+    return f"{config.evaluation.describe(pictures.train, told)} Tested on {len(told):,} pictures ({where}).{seeds}"
+
+
+def _bad_files(pictures: OpenPictures, runtime: Runtime) -> list[str]:
+    """A sentence about the pictures that any worker could not read."""
+    splits = [split for split in (pictures.train, pictures.told) if split is not None]
+    lists = runtime.gather([f"{file.path} ({file.reason})" for split in splits for file in split.bad_files])
+    found = sorted({line for lines in lists for line in lines})
+    return [f"{len(found):,} pictures can't be read and are left out: {_naming(found)}."] if found else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _naming(things: Sequence[str]) -> str:
+    more = f" and {len(things) - _MOST_NAMED:,} more" if len(things) > _MOST_NAMED else ""
+    return f"{', '.join(things[:_MOST_NAMED])}{more}"

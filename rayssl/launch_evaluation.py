@@ -1,0 +1,109 @@
+"""From the config of an evaluation to its result: on Ray or in this process, filed with the run and in MLflow."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rayssl.errors import ConfigError
+from rayssl.evaluate import Measurement, check_pictures, run_evaluation
+from rayssl.evaluate_config import EvaluateConfig
+from rayssl.evaluation_report import EvaluationReport
+from rayssl.recipe_file import flatten
+from rayssl.runtime import LocalRuntime
+from rayssl.sources import Source
+from rayssl.tracking import MLflowTracker, tracking_uri
+
+_NOT_DECISIVE = ("cluster.", "storage_path")
+
+
+def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object], None] = print) -> EvaluationReport:
+    """Measure an encoder and file the result: evaluations/PROTOCOL-HASH.json and .md in its run's folder.
+
+    Args:
+        config: The resolved settings.
+        source: What they were built from.
+        show: Called with progress and sentences for the person who waits.
+
+    Returns:
+        The report. Of a source that belongs to no run it lies in `storage_path`/SOURCE.
+
+    Raises:
+        RaysslError: Any of its kinds.
+    """
+    home = source.run_folder or config.storage_path.expanduser().resolve() / source.name
+    warnings = check_pictures(config)
+    for warning in warnings:
+        show(warning)
+    results = home / "evaluations"
+    work = results / f".{source.part}{config.evaluation.name}-{config.fingerprint}"
+    try:
+        shutil.rmtree(work, ignore_errors=True)  # left by a process that died
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"storage_path: {results} can't be written ({error.strerror})") from None
+    measurement = _measure(config, work, show)
+    report = EvaluationReport(
+        results,
+        source.name,
+        source.part,
+        source.paper_row,
+        _epochs(source),
+        config,
+        measurement.metrics,
+        [*measurement.notes, *warnings],
+    )
+    report.write()
+    for file in sorted(work.glob("*.txt")):
+        file.replace(results / f"{report.stem}-{file.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    _record(report, source, home, show)
+    return report
+
+
+def _measure(config: EvaluateConfig, work: Path, show: Callable[[object], None]) -> Measurement:
+    settings = config.cluster
+    if settings.workers == 0:
+        runtime = LocalRuntime(
+            work, num_threads=settings.cpus_per_worker, use_gpu=settings.gpus_per_worker > 0, show=show
+        )
+        return run_evaluation(config, runtime)
+    from rayssl.cluster.train import work_on_ray
+
+    show(f"starting {settings.workers} workers on Ray ...")
+    return work_on_ray(run_evaluation, config, work, tracking_uri=None, show=show)
+
+
+def _epochs(source: Source) -> int | None:
+    """Epochs of pre-training behind the weights, a row of the history each."""
+    if source.run_folder is None or source.weights is None:
+        return None
+    if source.part:
+        return len(json.loads((source.weights / "checkpoint.json").read_text())["history"])
+    history = source.run_folder / "history.jsonl"
+    return len(history.read_text().splitlines()) if history.is_file() else None
+
+
+def _record(report: EvaluationReport, source: Source, home: Path, show: Callable[[object], None]) -> None:
+    """Add the numbers to the run that they belong to, or to a run of their own."""
+    config = report.config
+    uri = tracking_uri(config.storage_path)
+    if source.run_folder is None:
+        tracker: MLflowTracker | None = MLflowTracker.open(home, uri=uri, notify=show)
+    else:
+        tracker = MLflowTracker.attach(home, uri=uri, notify=show)
+    if tracker is None:
+        show(f"note: MLflow at {uri} has no record of this run; the result is in {report.folder}")
+        return
+    prefix = f"{source.part}/" if source.part else ""
+    trained_on = source.defaults.get("data", {}).get("name")
+    if trained_on not in (None, config.data.name) and not config.evaluation.name.startswith("voc07"):
+        prefix += f"{config.data.name}/"  # else it would stand in for the same protocol on the run's own pictures
+    tracker.log_metrics({f"{prefix}{name}": value for name, value in report.metrics.items()}, step=report.epochs or 0)
+    for file in sorted(report.folder.glob(f"{report.stem}*")):
+        tracker.log_artifact(file, "evaluations")
+    # Under a name of their own: a network is measured in many ways, and MLflow lets no parameter change.
+    settings = {name: value for name, value in flatten(config).items() if not name.startswith(_NOT_DECISIVE)}
+    tracker.log_params({f"{report.stem}.{name}": value for name, value in settings.items()})
+    if source.run_folder is None:
+        tracker.finish()
