@@ -15,6 +15,7 @@ from rayssl.tasks import RotationConfig, RotationLevel
 
 DEMO = find_recipe("demo").read_text()
 SMALL = find_recipe("psl-rotation-small").read_text()
+SETS = "digits, folder, npz, cifar10, stl10, imagenet, places365, inaturalist, voc2007, voc2012, voc0712"
 
 
 def load(text: str, *overrides: str) -> ExperimentConfig:
@@ -56,7 +57,7 @@ def spoil(text: str, old: str, new: str) -> tuple[str, int]:
         (DEMO, "{angles: 4}", "4", "method.stages.1.level: must be a section of 'key: value' lines, got 4"),
         (DEMO, "name: digits", "name: digit",
          "data.name: unknown 'digit'. Did you mean 'digits'?"
-         " There are: digits, folder, npz, cifar10, stl10, imagenet, places365, inaturalist, voc2007, voc2012, voc0712"),
+         " There are: " + SETS),
         (SMALL, "name: cosine", "name: cosin",
          "optimizer.schedule.name: unknown 'cosin'. Did you mean 'cosine'? There are: steps, cosine, constant"),
         (SMALL, "name: rotation,", "name: rotaton,",
@@ -85,7 +86,7 @@ def test_a_spoiled_recipe_is_told_with_its_line(text: str, old: str, new: str, m
         (", level: {angles: 4}", "", "method.stages.1.level: is required"),
         ("{angles: 4}", "{}", "method.stages.1.level.angles: is required"),
         ("{name: digits, ", "{",
-         "data.name: is required. There are: digits, folder, npz, cifar10, stl10, imagenet, places365, inaturalist, voc2007, voc2012, voc0712"),
+         "data.name: is required. There are: " + SETS),
     ],
 )  # fmt: skip
 def test_what_is_missing_has_no_line(old: str, new: str, message: str) -> None:

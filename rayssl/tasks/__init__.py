@@ -11,7 +11,9 @@ from rayssl.tasks.rotation import RotationConfig, RotationLevel, RotationTask
 from rayssl.tasks.simclr import SimCLRConfig
 from rayssl.tasks.supervised import SupervisedConfig
 
-AnyTask = Annotated[JigsawConfig | RotationConfig | SimCLRConfig | MoCoConfig | SupervisedConfig, Field(discriminator="name")]
+AnyTask = Annotated[
+    JigsawConfig | RotationConfig | SimCLRConfig | MoCoConfig | SupervisedConfig, Field(discriminator="name")
+]
 
 __all__ = [
     "AnyTask",

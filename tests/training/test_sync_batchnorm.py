@@ -65,7 +65,8 @@ def train_as_one_of_two(rank: int) -> dict[str, Any]:
     found["eval"] = [
         layer.training for block in backbone.blocks for layer in block.modules() if not list(layer.children())
     ]
-    found["held twice"] = backbone.blocks[0][1] is backbone.bn1 and isinstance(backbone.bn1, GroupBatchNorm)
+    first = list(backbone.blocks[0].children())
+    found["held twice"] = first[1] is backbone.bn1 and isinstance(backbone.bn1, GroupBatchNorm)
     return found
 
 
