@@ -5,7 +5,9 @@ BIN := .venv/bin
 .PHONY: demo test test-all lint types clean
 
 demo: .venv/installed
-	$(BIN)/rayssl pretrain demo
+	$(BIN)/rayssl pretrain demo-psl
+	$(BIN)/rayssl pretrain demo-mgta
+	$(BIN)/rayssl report demo-psl demo-mgta
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q

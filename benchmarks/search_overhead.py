@@ -22,7 +22,7 @@ _TARGET = 3.0
 """Seconds a trial."""
 
 _STUDY = """
-recipe: demo
+recipe: demo-psl
 set:
   data.image_size: 8
   data.limit: 256

@@ -15,6 +15,7 @@ from rayssl.data import ImageList, Pictures, Splits, check_size, open_pictures
 from rayssl.errors import DataError
 from rayssl.evaluate_config import EvaluateConfig
 from rayssl.evaluation import AnyEvaluation, OnlineEvaluation
+from rayssl.evaluation.collapse import collapse_warnings
 from rayssl.evaluation.lists import write_chosen_pictures
 from rayssl.methods import Method
 from rayssl.recipe_file import flatten
@@ -51,10 +52,7 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     pictures = open_data(config, runtime.folder, rank=runtime.rank, barrier=runtime.barrier)
     for note in (*_list_bad_files(pictures, runtime), *fitting_evaluations(config, pictures)[1]):
         runtime.show(note)
-    encoder = build_encoder(config)
-    if config.initial_weights is not None:
-        load_weights(encoder, config.initial_weights)
-    encoder = encoder.to(runtime.device)
+    encoder = initial_encoder(config).to(runtime.device)
     method = config.method.build(encoder, config.task_setting(pictures.train.classes), seed=config.seed)
     restored = _restore(runtime, method)
     history = restored.history
@@ -131,7 +129,7 @@ def run_stage(
             for record in (tracker, child):
                 record.log_metrics(metrics, step=schedule.epochs_before + epoch)
             runtime.show(EpochDone(history[-1], method.num_stages, schedule.epochs_run))
-            for remark in method.remarks(index, metrics):
+            for remark in (*collapse_warnings(metrics), *method.remarks(index, metrics)):
                 runtime.show(f"warning: {remark}")
             save = None
             if not last and epoch % config.training.checkpoint_every == 0:
@@ -215,6 +213,18 @@ def _list_pictures(config: ExperimentConfig | EvaluateConfig, *, rank: int, barr
         return config.data.build(seed=config.seed)
     finally:
         barrier()  # also after an error, which the others, waiting here, then meet themselves
+
+
+def initial_encoder(config: ExperimentConfig) -> Backbone:
+    """The encoder that training starts from, with the recipe's `initial_weights` if it names any.
+
+    Raises:
+        CheckpointError: If their file is missing, unreadable or another network's.
+    """
+    encoder = build_encoder(config)
+    if config.initial_weights is not None:
+        load_weights(encoder, config.initial_weights)
+    return encoder
 
 
 def build_encoder(config: ExperimentConfig) -> Backbone:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayssl.config import ExperimentConfig
-from rayssl.experiment import local_runtime, open_data, run_experiment
+from rayssl.experiment import initial_encoder, local_runtime, open_data, run_experiment
 from rayssl.report import Report
 from rayssl.runs import RunFolder, open_run
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
@@ -47,7 +47,8 @@ def _train(config: ExperimentConfig, run: RunFolder, tracker: MLflowTracker, sho
         return run_experiment(config, local_runtime(config, run.path, show=show), tracker)
     from rayssl.cluster.train import run_on_ray
 
-    open_data(config, run.path)  # mistakes in the pictures show here, before any worker is paid for
+    open_data(config, run.path)  # mistakes in pictures and weights show here, before any worker is paid for
+    initial_encoder(config)
     show(f"starting {config.cluster.workers} workers on Ray ...")
     return run_on_ray(config, run.path, tracking_uri=tracker.uri, show=show)
 

@@ -40,7 +40,7 @@ class SmallRun:
 
     def config(self, *overrides: str) -> ExperimentConfig:
         """The small config with more overrides."""
-        return load_config("demo", [*SMALL, f"storage_path={self.storage}", *overrides])
+        return load_config("demo-psl", [*SMALL, f"storage_path={self.storage}", *overrides])
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ def rayssl(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
 
 
 def test_show_prints_a_config_that_loads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, shown, _ = rayssl(capsys, "pretrain", "--show", "demo", "optimizer.learning_rate=1e-3")
+    code, shown, _ = rayssl(capsys, "pretrain", "--show", "demo-psl", "optimizer.learning_rate=1e-3")
     assert code == 0
     assert "learning_rate: 1.0e-3" in shown or "learning_rate: 0.001" in shown
     (tmp_path / "again.yaml").write_text(shown)
@@ -34,11 +34,15 @@ def test_show_prints_a_config_that_loads_back(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pretrain", "dmeo"], "error: recipe 'dmeo': unknown. Did you mean 'demo'?"),
-        (["pretrain", "demo", "sead=1"], "unknown key. Did you mean 'seed'?"),
-        (["pretrain", "demo", "cluster.address=127.0.0.1:1"], "no Ray cluster can be reached at '127.0.0.1:1'"),
-        (["pretrain", "demo", "data.name=folder", "data.root=nowhere"], "error: data.root:"),
-        (["pretrain", "demo", "storage_path=/proc/runs"], "error: storage_path: must be a folder that can be written"),
+        (["pretrain", "dmeo-psl"], "error: recipe 'dmeo-psl': unknown. Did you mean 'demo-psl'?"),
+        (["pretrain", "demo-psl", "sead=1"], "unknown key. Did you mean 'seed'?"),
+        (["pretrain", "demo-psl", "cluster.address=127.0.0.1:1"], "no Ray cluster can be reached at '127.0.0.1:1'"),
+        (["pretrain", "demo-psl", "initial_weights=nowhere.pt"], "error: nowhere.pt: does not exist."),
+        (["pretrain", "demo-psl", "data.name=folder", "data.root=nowhere"], "error: data.root:"),
+        (
+            ["pretrain", "demo-psl", "storage_path=/proc/runs"],
+            "error: storage_path: must be a folder that can be written",
+        ),
         (["pretrian"], "No such command 'pretrian'"),
     ],
 )
@@ -53,7 +57,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 
 
 def test_a_run_ends_with_the_table_and_where_everything_is(small_run: SmallRun) -> None:
-    command = [sys.executable, "-m", "rayssl", "pretrain", "demo", *SMALL, f"storage_path={small_run.storage}"]
+    command = [sys.executable, "-m", "rayssl", "pretrain", "demo-psl", *SMALL, f"storage_path={small_run.storage}"]
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     lines = result.stdout.splitlines()
     assert sum(line.startswith("stage ") for line in lines) == 4
@@ -68,7 +72,7 @@ def test_a_run_ends_with_the_table_and_where_everything_is(small_run: SmallRun) 
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     code, listing, _ = rayssl(capsys, "recipes")
     assert code == 0
-    assert any(line.startswith("demo ") and "digits" in line for line in listing.splitlines())
+    assert any(line.startswith("demo-psl ") and "digits" in line for line in listing.splitlines())
 
 
 def test_the_schema_is_written_where_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rayssl.methods.psl import PSLConfig, PSLStageConfig
 from rayssl.recipe_file import flatten, load_recipe_text, to_yaml
 from rayssl.tasks import RotationConfig, RotationLevel
 
-DEMO = find_recipe("demo").read_text()
+DEMO = find_recipe("demo-psl").read_text()
 SMALL = find_recipe("psl-rotation-small").read_text()
 SETS = "digits, folder, npz, cifar10, stl10, imagenet, places365, inaturalist, voc2007, voc2012, voc0712"
 
@@ -140,12 +140,12 @@ def test_the_command_line_lists_all_mistakes_and_ends_with_2(
         "optimizer.learning_rate=abc",
     ]
     with pytest.raises(SystemExit) as caught:
-        main(["pretrain", "demo", "--show", *overrides])
+        main(["pretrain", "demo-psl", "--show", *overrides])
     assert caught.value.code == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.splitlines() == [
-        f"error: {find_recipe('demo')}: 3 mistakes",
+        f"error: {find_recipe('demo-psl')}: 3 mistakes",
         "override method.stages.0.level.angles=1: must be at least 2, got 1",
         "override data.nam=x: unknown key. Did you mean 'name'? It can be: image_size, resize, limit,"
         " validation_fraction, max_bad_fraction, allow_upscaling, cache_gib, loader_workers, name",
@@ -158,10 +158,10 @@ def test_what_show_prints_loads_back(
 ) -> None:
     monkeypatch.setattr("rayssl.cli.signal.signal", lambda *_: None)
     overrides = ["optimizer.learning_rate=1e-5", "method.stages.2.level.angles=16"]
-    main(["pretrain", "demo", "--show", *overrides])
+    main(["pretrain", "demo-psl", "--show", *overrides])
     path = tmp_path / "shown.yaml"
     path.write_text(capsys.readouterr().out)
-    assert load_config(path) == load_config("demo", overrides)
+    assert load_config(path) == load_config("demo-psl", overrides)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -182,7 +182,7 @@ def test_flattened_keys_are_overrides(name: str) -> None:
 
 
 def test_a_config_cannot_be_changed() -> None:
-    config = load_config("demo")
+    config = load_config("demo-psl")
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
     assert isinstance(config.method, PSLConfig)

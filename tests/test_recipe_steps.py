@@ -82,7 +82,7 @@ def small_config(task: str, storage: Path, workers: int) -> ExperimentConfig:
     overrides = [line for line in overrides if "method.task" not in line and "workers" not in line]
     overrides += [*TASKS[task], f"method.stages=[{stages}]", f"cluster.workers={workers}", f"storage_path={storage}"]
     overrides += ["training.sync_batchnorm=true", "online.probe=false", "online.knn=false", "evaluations=[]"]
-    return load_config("demo", [*overrides, "optimizer.learning_rate=0.002"])
+    return load_config("demo-psl", [*overrides, "optimizer.learning_rate=0.002"])
 
 
 def train(task: str, storage: Path, workers: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from rayssl.config import ExperimentConfig, find_recipe, load_config_with_notes, recipe_names, recipe_summaries
 from rayssl.recipe_file import write_json_schema
 
-RECIPES = Path(find_recipe("demo")).parent
+RECIPES = Path(find_recipe("demo-psl")).parent
 
 
 @pytest.mark.parametrize("name", recipe_names())

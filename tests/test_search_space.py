@@ -14,7 +14,7 @@ from rayssl.search_space.distributions import parse_distribution
 from rayssl.search_space.prefixes import stage_fingerprints
 
 ROOT = Path(__file__).parent.parent
-HEAD = "recipe: demo\nset:\n  cluster.workers: 1\nsearch:\n"
+HEAD = "recipe: demo-psl\nset:\n  cluster.workers: 1\nsearch:\n"
 """Four lines: the first searched key is on line 5."""
 
 
@@ -196,7 +196,7 @@ def test_values_that_are_right_alone_must_be_right_together(tmp_path: Path) -> N
 
 def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     keys = "set:\n  sead: 1\nsearch:\n  seed: {choise: [1]}\n  optimizer.momentum: 1\n"
-    text = f"recipe: demo\n{keys}tune:\n  num_samples: x\n"
+    text = f"recipe: demo-psl\n{keys}tune:\n  num_samples: x\n"
     lines = [found.split(": ")[0] for found in mistakes_of(tmp_path, text)]
     assert lines == ["study.yaml:3", "study.yaml:5", "study.yaml:6", "study.yaml:8"]
 
@@ -204,9 +204,12 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("recipe: dmeo\nsearch: {seed: {choice: [1]}}\n", "study.yaml:1: recipe: unknown. Did you mean 'demo'?"),
+        (
+            "recipe: dmeo-psl\nsearch: {seed: {choice: [1]}}\n",
+            "study.yaml:1: recipe: unknown. Did you mean 'demo-psl'?",
+        ),
         ("search: {seed: {choice: [1]}}\n", "study.yaml: recipe: must be given, or `experiment`"),
-        ("recipe: demo\nsearch: {}\n", "study.yaml:2: search: must name at least one key"),
+        ("recipe: demo-psl\nsearch: {}\n", "study.yaml:2: search: must name at least one key"),
         ("experiment: {name: a, seed: x}\nsearch: {seed: {choice: [1]}}\n", "study.yaml:1: experiment.seed: must be"),
     ],
 )
@@ -257,7 +260,9 @@ def test_a_grid_is_every_combination_once(tmp_path: Path) -> None:
 def test_a_sample_becomes_the_recipe_with_these_values(tmp_path: Path) -> None:
     study = study_of(tmp_path, FINE, "seed=7", "tune.num_samples=2")
     (values, _) = study.samples()
-    expected = load_config("demo", ["cluster.workers=1", "seed=7", f"optimizer.learning_rate={values.popitem()[1]}"])
+    expected = load_config(
+        "demo-psl", ["cluster.workers=1", "seed=7", f"optimizer.learning_rate={values.popitem()[1]}"]
+    )
     assert study.config(study.samples()[0]) == expected
 
 
@@ -271,13 +276,13 @@ def test_a_study_written_out_loads_back(tmp_path: Path) -> None:
 
 
 def test_stages_are_shared_up_to_the_first_difference() -> None:
-    one = stage_fingerprints(load_config("demo"))
-    longer = stage_fingerprints(load_config("demo", ["method.stages.1.epochs=9"]))
+    one = stage_fingerprints(load_config("demo-psl"))
+    longer = stage_fingerprints(load_config("demo-psl", ["method.stages.1.epochs=9"]))
     assert [a == b for a, b in zip(one, longer, strict=True)] == [True, False, False]
-    assert not set(one) & set(stage_fingerprints(load_config("demo", ["seed=1"])))
+    assert not set(one) & set(stage_fingerprints(load_config("demo-psl", ["seed=1"])))
     # One schedule over the whole run depends on the epochs of stages to come.
-    whole = [stage_fingerprints(load_config("demo", ["method.schedule_scope=run", more])) for more in ("seed=0",)]
-    changed = stage_fingerprints(load_config("demo", ["method.schedule_scope=run", "method.stages.2.epochs=9"]))
+    whole = [stage_fingerprints(load_config("demo-psl", ["method.schedule_scope=run", more])) for more in ("seed=0",)]
+    changed = stage_fingerprints(load_config("demo-psl", ["method.schedule_scope=run", "method.stages.2.epochs=9"]))
     assert not set(whole[0]) & set(changed)
 
 
@@ -290,20 +295,20 @@ def test_mgta_trials_share_the_baseline_whatever_their_clusters() -> None:
 
 
 def test_a_store_gives_the_longest_beginning_that_was_left(tmp_path: Path) -> None:
-    store = StageStore(tmp_path / "stages", load_config("demo"))
+    store = StageStore(tmp_path / "stages", load_config("demo-psl"))
     assert store.find() is None
     for number in (1, 2):
         (tmp_path / "run" / f"stage-{number}").mkdir(parents=True)
         (tmp_path / "run" / f"stage-{number}" / "checkpoint.json").write_text(str(number))
     store.offer(tmp_path / "run")
-    found = [StageStore(tmp_path / "stages", load_config("demo", more)).find() for more in ([], ["seed=1"])]
+    found = [StageStore(tmp_path / "stages", load_config("demo-psl", more)).find() for more in ([], ["seed=1"])]
     assert found[0] is not None and (found[0] / "checkpoint.json").read_text() == "2"
     assert found[1] is None
-    later = StageStore(tmp_path / "stages", load_config("demo", ["method.stages.1.epochs=9"])).find()
+    later = StageStore(tmp_path / "stages", load_config("demo-psl", ["method.stages.1.epochs=9"])).find()
     assert later is not None and (later / "checkpoint.json").read_text() == "1"
 
 
 def test_the_epochs_of_all_stages_are_counted() -> None:
-    assert total_epochs(load_config("demo", [f"method.stages.{i}.epochs={i + 1}" for i in range(3)])) == 6
+    assert total_epochs(load_config("demo-psl", [f"method.stages.{i}.epochs={i + 1}" for i in range(3)])) == 6
     mgta = ["method.baseline.epochs=6", "method.rounds.count=3", "method.rounds.epochs=2", "method.final.epochs=2"]
     assert total_epochs(load_config("mgta-small", mgta)) == 6 + 3 * 2 * 2 + 2

@@ -66,7 +66,7 @@ def test_another_data_set_replaces_the_runs_whole_section(small_run: SmallRun) -
 
 def test_an_unknown_source_is_corrected(small_run: SmallRun) -> None:
     folder = finished_run(small_run)
-    misspelt = folder.name.replace("demo", "dmeo")
+    misspelt = folder.name.replace("demo-psl", "dmeo-psl")
     with pytest.raises(ConfigError, match=f"source '{misspelt}': unknown. Did you mean '{folder.name}'"):
         find_source(misspelt, storage_path=small_run.storage)
     with pytest.raises(ConfigError, match=r"source 'random:resnet52': unknown\. Did you mean 'resnet50'\?"):
@@ -104,7 +104,7 @@ def test_what_a_file_of_weights_leaves_open_is_asked_for(tmp_path: Path) -> None
 
 
 def test_a_random_network_is_decided_by_the_seed_and_weights_by_their_file(tmp_path: Path) -> None:
-    backbone = load_config("demo").backbone
+    backbone = load_config("demo-psl").backbone
     one, same, other = (load_encoder(backbone, None, seed=seed).state_dict()["conv1.weight"] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

@@ -116,7 +116,7 @@ def test_a_failed_run_is_marked_and_taken_up_again(small_run: SmallRun, monkeypa
 
 def test_an_interrupted_run_and_its_open_stage_are_marked_killed(small_run: SmallRun) -> None:
     """Ctrl-C in stage 2, as the terminal sends it."""
-    command = [sys.executable, "-m", "rayssl", "pretrain", "demo", *SMALL, "method.stages.1.epochs=200"]
+    command = [sys.executable, "-m", "rayssl", "pretrain", "demo-psl", *SMALL, "method.stages.1.epochs=200"]
     command.append(f"storage_path={small_run.storage}")
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

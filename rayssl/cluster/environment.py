@@ -3,7 +3,8 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rayssl.config import ClusterConfig
 from rayssl.errors import ClusterError
@@ -62,6 +63,16 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def enter_directory(directory: Path) -> None:
+    """Make relative paths of a recipe mean on a worker what they mean where the command was typed.
+
+    Ray Train starts its workers in a folder of its own. A node that lacks the directory is left there: it finds what
+    absolute paths name.
+    """
+    with suppress(OSError):
+        os.chdir(directory)
 
 
 def cluster_size(address: str) -> tuple[int, float, float]:

@@ -58,7 +58,7 @@ class Cluster:
         """Submit `rayssl ARGUMENTS`; gives the job's id.
 
         Args:
-            arguments: Of the rayssl command, such as ["pretrain", "demo"].
+            arguments: Of the rayssl command, such as ["pretrain", "demo-psl"].
             working_dir: Packed and sent along, without data, caches and results.
             python: The interpreter on the cluster's head.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rayssl import errors
-from rayssl.cluster.environment import ray_cluster
+from rayssl.cluster.environment import enter_directory, ray_cluster
 from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, RaysslError
 from rayssl.experiment import run_experiment
@@ -79,6 +79,7 @@ def work_on_ray(
                 "work": work,
                 "config": config,
                 "folder": folder,
+                "directory": Path.cwd(),
                 "tracking_uri": tracking_uri,
                 "board": board,
             },
@@ -120,6 +121,7 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
     folder: Path = arguments["folder"]
     if (folder / _MISTAKE).exists():
         return None
+    enter_directory(arguments["directory"])
     runtime = TrainRuntime(folder, num_threads=config.cluster.cpus_per_worker, board=arguments["board"])
     tracker = None
     if runtime.rank == 0 and arguments["tracking_uri"] is not None:

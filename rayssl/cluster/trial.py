@@ -12,6 +12,7 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from rayssl.cluster.environment import enter_directory
 from rayssl.cluster.proposals import TRIAL
 from rayssl.cluster.trial_runtime import FinishedRuntime, GroupTrialRuntime, TrialRuntime
 from rayssl.config import ExperimentConfig
@@ -105,7 +106,7 @@ def _train_in_group(trial: _Trial) -> None:
     resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
     TorchTrainer(
         _work_in_group,
-        train_loop_config={"trial": trial, "start": store.find() if store else None},
+        train_loop_config={"trial": trial, "directory": Path.cwd(), "start": store.find() if store else None},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -123,6 +124,7 @@ def _train_in_group(trial: _Trial) -> None:
 def _work_in_group(arguments: dict[str, Any]) -> None:
     """What each of a trial's workers runs."""
     trial: _Trial = arguments["trial"]
+    enter_directory(arguments["directory"])
     try:
         runtime = GroupTrialRuntime(
             trial.folder,

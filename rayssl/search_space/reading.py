@@ -83,7 +83,7 @@ def read_draft(path: Path, overrides: Sequence[str]) -> Draft:
     except RecipeSyntaxError as error:
         raise ConfigError(f"{path}:{error.line}:{error.column}: {error}") from None
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path}: must have 'key: value' lines, such as recipe: demo")
+        raise ConfigError(f"{path}: must have 'key: value' lines, such as recipe: demo-psl")
     recipe.data = construct(node, (), recipe)
     own = [text for text in overrides if text.startswith("tune.")]
     apply_overrides(recipe, StudyFile, own)

@@ -27,7 +27,7 @@ def write_study(folder: Path) -> Path:
     fixed = "".join(f"  {key}: {value}\n" for key, _, value in pairs if key != "method.stages.2.epochs")
     path = folder / "tiny.yaml"
     path.write_text(
-        f"recipe: demo\nset:\n{fixed}  storage_path: {folder / 'runs'}\nsearch:\n"
+        f"recipe: demo-psl\nset:\n{fixed}  storage_path: {folder / 'runs'}\nsearch:\n"
         "  optimizer.learning_rate: {grid_search: [0.1, 1e-6]}\n  method.stages.2.epochs: {grid_search: [1, 2]}\n"
         "tune: {metric: loss, mode: min, num_samples: 1, reduction_factor: 2, workers: 1, concurrency: 1}\n"
     )

@@ -38,10 +38,10 @@ def test_secrets_are_not_sent_along() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["pretrian", "demo"], "command 'pretrian': unknown. Did you mean 'pretrain'?"),
+        (["pretrian", "demo-psl"], "command 'pretrian': unknown. Did you mean 'pretrain'?"),
         (["pretrain", "demoo"], "recipe 'demoo': unknown"),
-        (["pretrain", "demo", "optimizer.learning_rat=1"], "unknown key. Did you mean 'learning_rate'"),
-        (["pretrain", "demo"], "storage_path: must be absolute for a job"),
+        (["pretrain", "demo-psl", "optimizer.learning_rat=1"], "unknown key. Did you mean 'learning_rate'"),
+        (["pretrain", "demo-psl"], "storage_path: must be absolute for a job"),
     ],
 )
 def test_mistakes_are_found_before_the_cluster_is_asked(command: list[str], message: str) -> None:
@@ -123,7 +123,7 @@ def test_a_job_runs_there_and_its_output_and_exit_code_come_back(head: str) -> N
 def test_a_job_that_is_stopped_leaves_a_run_to_go_on_with(head: str, tmp_path: Path) -> None:
     overrides = ["data.limit=256", "cluster.workers=1", "method.stages.0.epochs=500", f"storage_path={tmp_path}"]
     started = rayssl(
-        "submit", "--address", head, "--python", sys.executable, "--no-wait", "--", "pretrain", "demo", *overrides
+        "submit", "--address", head, "--python", sys.executable, "--no-wait", "--", "pretrain", "demo-psl", *overrides
     )
     assert started.returncode == 0, started.stderr
     job_id = started.stdout.split()[1]
@@ -136,4 +136,4 @@ def test_a_job_that_is_stopped_leaves_a_run_to_go_on_with(head: str, tmp_path: P
         assert time.monotonic() < deadline
         time.sleep(1)
     assert Cluster(head).find(job_id).status == "STOPPED"
-    assert next(tmp_path.glob("demo-*/config.yaml")).exists()
+    assert next(tmp_path.glob("demo-psl-*/config.yaml")).exists()

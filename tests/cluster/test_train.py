@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rayssl.cluster.environment import ray_cluster
 from rayssl.cluster.train import run_on_ray
@@ -106,6 +108,20 @@ def test_a_mistake_that_only_workers_see_comes_back_as_itself(small_run: SmallRu
         on_ray(small_run.config("cluster.workers=1", "data.name=folder", "data.root=/nowhere"))
 
 
+def test_relative_paths_mean_on_workers_what_they_mean_here(
+    small_run: SmallRun, ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train starts workers in a folder of its own."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        path = tmp_path / "pictures" / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+    report = on_ray(small_run.config("cluster.workers=1", "data.name=folder", "data.root=pictures", "evaluations=[]"))
+    assert len(report.history) == 4
+
+
 def test_more_workers_than_the_cluster_has_are_refused(small_run: SmallRun, ray_here: None) -> None:
     with pytest.raises(ClusterError, match=r"cluster\.workers: 2 workers with 64 CPUs each need 128"):
         on_ray(small_run.config("cluster.workers=2", "cluster.cpus_per_worker=64"))
@@ -126,7 +142,7 @@ def test_a_cluster_that_is_not_there_is_one_clear_error() -> None:
 @pytest.mark.slow
 def test_a_killed_driver_is_started_again_and_goes_on_in_its_stage(small_run: SmallRun) -> None:
     """The whole command, SIGKILLed in stage 2 and given again."""
-    command = [sys.executable, "-m", "rayssl", "pretrain", "demo", *SMALL, "method.stages.1.epochs=4"]
+    command = [sys.executable, "-m", "rayssl", "pretrain", "demo-psl", *SMALL, "method.stages.1.epochs=4"]
     command += ["cluster.workers=2", f"storage_path={small_run.storage}"]
     whole = subprocess.run([*command, "name=whole"], cwd=ROOT, check=True, capture_output=True, text=True)
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
