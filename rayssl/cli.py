@@ -11,6 +11,7 @@ import click
 from rayssl import __version__
 from rayssl.commands.doctor import doctor
 from rayssl.commands.evaluate import evaluate
+from rayssl.commands.report import report
 from rayssl.commands.search import search
 from rayssl.commands.submit import jobs, submit
 from rayssl.errors import RaysslError
@@ -73,7 +74,7 @@ def schema(file: Path) -> None:
     click.echo(f"{file}: written. Name it in a recipe's first line: # yaml-language-server: $schema={file}")
 
 
-for _command in (doctor, evaluate, jobs, search, submit):
+for _command in (doctor, evaluate, jobs, report, search, submit):
     cli.add_command(_command)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
@@ -11,13 +12,15 @@ from rayssl.data import Pictures, Splits, find_overlap
 from rayssl.data.pictures import BadFile, ImageList, Plan, Targets
 from rayssl.errors import DataError
 from rayssl.evaluate_config import EvaluateConfig
-from rayssl.evaluation import AnyEvaluation, Evaluation, merge_parts
+from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, Outcome, listed_pictures, merge_parts
 from rayssl.evaluation.base import derive_seed
 from rayssl.evaluation.lists import write_chosen_pictures
 from rayssl.experiment import OpenPictures, open_data
 from rayssl.runtime import Runtime, Tracker
 from rayssl.sources import load_encoder
 
+EXAMPLES = "examples"
+"""Folder of drawn pictures, within the run's or result's own."""
 _MOST_NAMED = 5
 _SHUFFLED = 7
 """Keeps the draws of the sanity check apart from the others of a seed."""
@@ -53,34 +56,23 @@ def run_evaluation(config: EvaluateConfig, runtime: Runtime, tracker: Tracker | 
     pictures = open_data(config, runtime.folder, rank=runtime.rank, barrier=runtime.barrier)
     told = check_fit(config.evaluation, pictures)
     seeds = [config.seed, *(derive_seed(config.seed, number) % 2**31 for number in range(1, config.seeds))]
-    per_seed = max(1, runtime.world_size // len(seeds))
-    items = [(seed, False, part) for seed in seeds for part in config.evaluation.parts(per_seed)]
-    if config.sanity:
-        items += [(config.seed, True, part) for part in config.evaluation.parts(max(1, runtime.world_size))]
-    runtime.show(f"{config.evaluation.name}: {_count(len(items), 'piece')} on {_count(runtime.world_size, 'worker')}")
-
-    def measure(item: tuple[int, bool, Evaluation]) -> dict[str, float]:
-        seed, is_shuffled, part = item
-        encoder = load_encoder(config.backbone, config.weights, seed=seed).to(runtime.device)
-        train, test = pictures.train, told
-        if is_shuffled:
-            train, test = ShuffledLabels(train, seed=seed, part=0), ShuffledLabels(told, seed=seed, part=1)
-        return dict(part.evaluate(encoder, train, test, data=config.data, seed=seed, device=runtime.device))
-
-    results = runtime.map(measure, items)
-    measured = list(zip(items, results, strict=True))
-    by_seed = [merge_parts([result for item, result in measured if item[:2] == (seed, False)]) for seed in seeds]
-    metrics = _over_seeds(by_seed)
-    notes = [_describe(config, pictures, told)]
-    if config.sanity:
-        shuffled = merge_parts([result for (_, is_shuffled, _), result in measured if is_shuffled])
-        verdict, numbers = _judge(config.evaluation, shuffled, pictures.train, told)
+    evaluation = config.evaluation
+    if isinstance(evaluation, GroupEvaluation):
+        outcomes, shuffled = _measure_together(evaluation, config, pictures.train, told, seeds, runtime)
+    else:
+        outcomes, shuffled = _measure_apart(evaluation, config, pictures.train, told, seeds, runtime)
+    metrics = _over_seeds([outcome.metrics for outcome in outcomes])
+    notes = [_describe(config, pictures, told), *dict.fromkeys(note for outcome in outcomes for note in outcome.notes)]
+    if (num_without := sum(not outcome.metrics for outcome in outcomes)) and metrics:
+        notes.append(f"{num_without} of {len(seeds)} seeds gave no number: the means are over the others.")
+    if shuffled is not None:
+        verdict, numbers = _judge(shuffled)
         notes.append(verdict)
         metrics |= numbers
     notes += _bad_files(pictures, runtime)
-    if runtime.rank == 0:
+    if runtime.rank == 0 and not isinstance(evaluation, GroupEvaluation):
         write_chosen_pictures(
-            config.evaluation,
+            evaluation,
             config.data,
             pictures.train,
             data_seed=config.seed,
@@ -91,6 +83,68 @@ def run_evaluation(config: EvaluateConfig, runtime: Runtime, tracker: Tracker | 
     return Measurement(metrics, notes)
 
 
+def _measure_apart(
+    evaluation: Evaluation,
+    config: EvaluateConfig,
+    train: Pictures,
+    told: Pictures,
+    seeds: Sequence[int],
+    runtime: Runtime,
+) -> tuple[list[Outcome], Outcome | None]:
+    """Spread seeds and parts over the workers; what each seed gives, and shuffled labels if they are asked for."""
+    per_seed = max(1, runtime.world_size // len(seeds))
+    items = [(seed, False, part) for seed in seeds for part in evaluation.parts(per_seed)]
+    if config.sanity:
+        items += [(config.seed, True, part) for part in evaluation.parts(max(1, runtime.world_size))]
+    runtime.show(f"{evaluation.name}: {_count(len(items), 'piece')} on {_count(runtime.world_size, 'worker')}")
+
+    def measure(item: tuple[int, bool, Evaluation]) -> dict[str, float]:
+        seed, is_shuffled, part = item
+        encoder = load_encoder(config.backbone, config.weights, seed=seed).to(runtime.device)
+        sides: list[Pictures] = [train, told]
+        if is_shuffled:
+            sides = [ShuffledLabels(side, seed=seed, part=number) for number, side in enumerate(sides)]
+        return dict(part.evaluate(encoder, *sides, data=config.data, seed=seed, device=runtime.device))
+
+    measured = list(zip(items, runtime.map(measure, items), strict=True))
+    outcomes = [
+        Outcome(merge_parts([result for item, result in measured if item[:2] == (seed, False)]), []) for seed in seeds
+    ]
+    if not config.sanity:
+        return outcomes, None
+    shuffled = merge_parts([result for (_, is_shuffled, _), result in measured if is_shuffled])
+    return outcomes, Outcome(shuffled, [], evaluation.sanity(train, told))
+
+
+def _measure_together(
+    evaluation: GroupEvaluation,
+    config: EvaluateConfig,
+    train: Pictures,
+    told: Pictures,
+    seeds: Sequence[int],
+    runtime: Runtime,
+) -> tuple[list[Outcome], Outcome | None]:
+    """The same with all workers at one measurement at a time; the first seed's examples are drawn."""
+    listed_train, listed_told = listed_pictures(config.data, train, told, data_seed=config.seed)
+    runtime.show(f"{evaluation.name}: on {_count(runtime.world_size, 'worker')} together")
+
+    def measure(seed: int, *, shuffled: bool, folder: Path | None) -> Outcome:
+        return evaluation.evaluate_together(
+            load_encoder(config.backbone, config.weights, seed=seed).to(runtime.device),
+            listed_train,
+            listed_told,
+            data=config.data,
+            seed=seed,
+            shuffled=shuffled,
+            runtime=runtime,
+            folder=folder,
+        )
+
+    folders = [runtime.folder / EXAMPLES, *[None] * (len(seeds) - 1)]
+    outcomes = [measure(seed, shuffled=False, folder=folder) for seed, folder in zip(seeds, folders, strict=True)]
+    return outcomes, measure(config.seed, shuffled=True, folder=None) if config.sanity else None
+
+
 def check_pictures(config: EvaluateConfig) -> list[str]:
     """List the pictures and look for test pictures among those that are learned from, before any worker is paid for.
 
@@ -99,6 +153,7 @@ def check_pictures(config: EvaluateConfig) -> list[str]:
 
     Raises:
         DataError: If the pictures are missing, there is nothing to test on, or the same files are on both sides.
+        ConfigError: If the workers can't share the work.
     """
     splits = config.data.build(seed=config.seed)
     told = _told(splits)
@@ -108,6 +163,8 @@ def check_pictures(config: EvaluateConfig) -> list[str]:
             f"data: {len(overlap.same_files):,} of {len(told):,} test pictures are files of the training pictures: "
             f"{_naming(overlap.same_files)}. A measurement would tell what it has learned by heart: take other folders."
         )
+    if isinstance(config.evaluation, GroupEvaluation) and splits.train.targets is not None:
+        config.evaluation.check(splits.train, told, num_workers=max(1, config.cluster.workers))
     if not overlap.same_content:
         return []
     return [
@@ -169,9 +226,13 @@ class ShuffledLabels:
 
 
 def _over_seeds(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means; with several results the sample deviation of each beside it, in place of those inside a result."""
-    if len(results) == 1:
-        return dict(results[0])
+    """Means; with several results the sample deviation of each beside it, in place of those inside a result.
+
+    Results without numbers, of trainings that diverged, are left out.
+    """
+    results = [result for result in results if result]
+    if len(results) <= 1:
+        return dict(results[0]) if results else {}
     metrics: dict[str, float] = {}
     for name in results[0]:
         if not name.endswith("_std"):
@@ -181,12 +242,12 @@ def _over_seeds(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return metrics
 
 
-def _judge(
-    evaluation: Evaluation, shuffled: Mapping[str, float], train: Pictures, test: Pictures
-) -> tuple[str, dict[str, float]]:
+def _judge(shuffled: Outcome) -> tuple[str, dict[str, float]]:
     """A sentence about a measurement with shuffled labels, and its number."""
-    expected = evaluation.sanity(train, test)
-    value = shuffled[expected.metric]
+    expected = shuffled.sanity
+    if expected is None:
+        return f"sanity: with shuffled labels there is no number. {' '.join(shuffled.notes)}", {}
+    value = shuffled.metrics[expected.metric]
     is_chance = value <= expected.bound
     verdict = "at chance, as it must be" if is_chance else "ABOVE CHANCE: do not trust these numbers"
     text = (

@@ -55,15 +55,20 @@ class EvaluationReport:
         return rows
 
     def class_rows(self) -> list[tuple[str, ...]]:
-        """A row a class, a column a block, of the average precisions in percent; without any for other protocols."""
-        keys = [name.split("/") for name in self.metrics if "/ap/" in name and not name.endswith("_std")]
-        blocks = list(dict.fromkeys(key[1] for key in keys))
-        classes = list(dict.fromkeys(key[3] for key in keys))
-        name = self.config.evaluation.name
+        """A row a class, a column for each of `class_columns`, of average precisions in percent."""
+        name, columns = self.config.evaluation.name, self.class_columns()
+        keys = [each.rsplit("/ap/", 1) for each in self.metrics if "/ap/" in each and not each.endswith("_std")]
+        classes = list(dict.fromkeys(label for _, label in keys))
         return [
-            (each, *(_percent(self.metrics.get(f"{name}/{block}/ap/{each}", math.nan)) for block in blocks))
+            (each, *(_percent(self.metrics.get(f"{name}/{column}/ap/{each}", math.nan)) for column in columns))
             for each in classes
         ]
+
+    def class_columns(self) -> list[str]:
+        """What there are average precisions of classes for: blocks, "b4", or a detector's thresholds, "psl/ap50"."""
+        name = self.config.evaluation.name
+        heads = [each.rsplit("/ap/", 1)[0] for each in self.metrics if "/ap/" in each]
+        return list(dict.fromkeys(head.removeprefix(f"{name}/") for head in heads))
 
     def setting(self) -> str:
         """Data set, backbone, epochs and dialect in a line, so that nobody mistakes a small run for a reproduction."""
@@ -94,9 +99,8 @@ class EvaluationReport:
         lines += [*_table(HEADER, self.rows()), ""]
         lines += [f"- {note}" for note in self.notes]
         if classes := self.class_rows():
-            blocks = list(dict.fromkeys(name.split("/")[1] for name in self.metrics if "/ap/" in name))
             lines += ["", "## Average precision by class, in %", ""]
-            lines += _table(("class", *(block.upper() for block in blocks)), classes)
+            lines += _table(("class", *(column.split("/")[-1].upper() for column in self.class_columns())), classes)
         lines += ["", "## What the papers report, in %", "", *(f"- {note}" for note in self.paper_notes()), ""]
         return "\n".join(lines)
 

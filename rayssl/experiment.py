@@ -14,7 +14,7 @@ from rayssl.config import ExperimentConfig
 from rayssl.data import ImageList, Pictures, Splits, check_size, open_pictures
 from rayssl.errors import DataError
 from rayssl.evaluate_config import EvaluateConfig
-from rayssl.evaluation import AnyEvaluation, OnlineEvaluation
+from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, OnlineEvaluation, listed_pictures
 from rayssl.evaluation.collapse import collapse_warnings
 from rayssl.evaluation.lists import write_chosen_pictures
 from rayssl.methods import Method
@@ -253,36 +253,77 @@ def evaluate_beside_random(
     }
     runtime.show(f"{', '.join(each.name for each in evaluations)} of the trained and of a random network ...")
 
-    def evaluate(item: tuple[str, AnyEvaluation]) -> dict[str, float]:
+    def evaluate(item: tuple[str, Evaluation]) -> dict[str, float]:
         prefix, evaluation = item
         results = evaluation.evaluate(
             networks[prefix], pictures.train, told, data=config.data, seed=config.seed, device=runtime.device
         )
         return {f"{prefix}{name}": value for name, value in results}
 
-    items = [(prefix, evaluation) for evaluation in evaluations for prefix in networks]
+    apart = [each for each in evaluations if not isinstance(each, GroupEvaluation)]
+    items = [(prefix, evaluation) for evaluation in apart for prefix in networks]
     metrics = {name: value for result in runtime.map(evaluate, items) for name, value in result.items()}
+    remarks: list[str] = []
+    for each in evaluations:
+        if isinstance(each, GroupEvaluation):
+            metrics |= _evaluate_together(config, each, networks, pictures, told, runtime, remarks)
     where = "the data set's test split" if pictures.test is not None else "training pictures held out"
     if runtime.rank == 0:
-        for each in evaluations:
+        for alone in apart:
             write_chosen_pictures(
-                each, config.data, pictures.train, data_seed=config.seed, seeds=[config.seed], folder=runtime.folder
+                alone, config.data, pictures.train, data_seed=config.seed, seeds=[config.seed], folder=runtime.folder
             )
     notes = [
         f"{each.describe(pictures.train, told)} Tested on {len(told):,} pictures ({where})."
         f"{_summary(each, metrics, networks)}"
         for each in evaluations
     ]
-    return metrics, notes + skipped
+    return metrics, notes + remarks + skipped
+
+
+def _evaluate_together(
+    config: ExperimentConfig,
+    evaluation: GroupEvaluation,
+    networks: Mapping[str, Backbone],
+    pictures: OpenPictures,
+    told: Pictures,
+    runtime: Runtime,
+    remarks: list[str],
+) -> dict[str, float]:
+    """Measure one network after another with all workers; the run's own leaves its drawn examples."""
+    lists = listed_pictures(config.data, pictures.train, told, data_seed=config.seed)
+    metrics: dict[str, float] = {}
+    for prefix, network in networks.items():
+        outcome = evaluation.evaluate_together(
+            network,
+            *lists,
+            data=config.data,
+            seed=config.seed,
+            shuffled=False,
+            runtime=runtime,
+            folder=None if prefix else runtime.folder / "evaluations" / evaluation.name / "examples",
+        )
+        metrics |= {f"{prefix}{name}": value for name, value in outcome.metrics.items()}
+        new = [note for note in outcome.notes if note not in remarks]
+        remarks += [f"{prefix.removesuffix('/')}: {note}" if prefix else note for note in new]
+    return metrics
 
 
 def fitting_evaluations(config: ExperimentConfig, pictures: OpenPictures) -> tuple[list[AnyEvaluation], list[str]]:
-    """The recipe's evaluations that can run on its pictures, and a sentence for each that can't."""
+    """The recipe's evaluations that can run on its pictures, and a sentence for each that can't.
+
+    Raises:
+        DataError: If an evaluation needs more than the pictures, such as annotations, and finds it damaged.
+        ConfigError: If the workers can't share the work of one.
+    """
     fitting, skipped = [], []
     for evaluation in config.evaluations:
         reason = "no pictures were held out to test on"
         unfit = reason if pictures.told is None else evaluation.unfit(pictures.train, pictures.told)
         if unfit is None:
+            if isinstance(evaluation, GroupEvaluation) and pictures.told is not None:
+                lists = listed_pictures(config.data, pictures.train, pictures.told, data_seed=config.seed)
+                evaluation.check(*lists, num_workers=max(1, config.cluster.workers))
             fitting.append(evaluation)
         else:
             skipped.append(f"The evaluation {evaluation.name} is skipped: {unfit}.")
@@ -296,12 +337,17 @@ def _summary(evaluation: AnyEvaluation, metrics: Mapping[str, float], networks: 
     names = [
         name
         for name in metrics
-        if name.startswith(f"{evaluation.name}/") and ("/best/" in name or evaluation.name == "semi_supervised")
+        if name.startswith(f"{evaluation.name}/")
+        and ("/best/" in name or evaluation.name in ("semi_supervised", "detection"))
+        and "/ap/" not in name
     ]
     others = [prefix for prefix in networks if prefix]
     return "".join(
         f" {name}: {metrics[name]:.1%} ("
-        + ", ".join(f"{prefix.removesuffix('/')} {metrics[prefix + name]:.1%}" for prefix in others)
+        + ", ".join(
+            f"{prefix.removesuffix('/')} {f'{metrics[key]:.1%}' if (key := prefix + name) in metrics else 'none'}"
+            for prefix in others
+        )
         + ")."
         for name in names
     )

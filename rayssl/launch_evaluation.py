@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayssl.errors import ConfigError
-from rayssl.evaluate import Measurement, check_pictures, run_evaluation
+from rayssl.evaluate import EXAMPLES, Measurement, check_pictures, run_evaluation
 from rayssl.evaluate_config import EvaluateConfig
 from rayssl.evaluation_report import EvaluationReport
 from rayssl.recipe_file import flatten
@@ -19,6 +19,8 @@ _NOT_DECISIVE = ("cluster.", "storage_path")
 
 def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object], None] = print) -> EvaluationReport:
     """Measure an encoder and file the result: evaluations/PROTOCOL-HASH.json and .md in its run's folder.
+
+    Drawn pictures go to evaluations/PROTOCOL-HASH/examples.
 
     Args:
         config: The resolved settings.
@@ -56,6 +58,10 @@ def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object],
     report.write()
     for file in sorted(work.glob("*.txt")):
         file.replace(results / f"{report.stem}-{file.name}")
+    if (work / EXAMPLES).is_dir():
+        shutil.rmtree(results / report.stem, ignore_errors=True)
+        (results / report.stem).mkdir()
+        (work / EXAMPLES).replace(results / report.stem / EXAMPLES)
     shutil.rmtree(work, ignore_errors=True)
     _record(report, source, home, show)
     return report

@@ -49,11 +49,11 @@ class SearchResult:
     folder: Path
     records: dict[str, TrialRecord]
     best: TrialRecord | None
-    """The finished trial with the best value; None if none came to its end."""
+    """The finished trial with the best value; if none came to its end, the best of those that were stopped."""
     recipe: Path | None
     """The best settings as a recipe that runs as it is."""
     report: Report | None
-    """The best trial's evaluations."""
+    """The best trial's evaluations; None if the recipe has none, or the trial was stopped."""
     notes: list[str]
 
 
@@ -72,7 +72,7 @@ def search(study: Study, *, resume: bool = False, show: Callable[[object], None]
     """
     from rayssl.cluster.tune import run_trials, search_cluster
 
-    folder = _open_folder(study, resume=resume)
+    folder = _open_folder(study, resume=resume, show=show)
     with RunFolder(folder).locked():
         uri = tracking_uri(study.base.storage_path)
         tracker = MLflowTracker.open(folder, uri=uri, notify=show)
@@ -105,7 +105,7 @@ class _Book:
         self._children: dict[str, MLflowTracker] = {}
         self._started: dict[str, float] = {}
         samples = study.samples()
-        self._num_trials = study.tune.num_samples if study.tune.algorithm == "optuna" else len(samples)
+        self.num_trials = study.tune.num_samples if study.tune.algorithm == "optuna" else len(samples)
         self._epochs = max(total_epochs(study.config(values)) for values in samples)
 
     def started(self, name: str, values: Values) -> None:
@@ -129,7 +129,8 @@ class _Book:
         record.values = dict(values)
         record.value = float(row[self._study.tune.metric])
         record.epoch, record.epochs = int(row["epoch"]), int(row["epochs"])
-        record.reused_epochs = max(record.reused_epochs, int(row["reused_epochs"]))
+        # A trial may be stopped among the epochs that it took over.
+        record.reused_epochs = max(record.reused_epochs, min(int(row["reused_epochs"]), record.epoch))
         record.metrics = {
             key: float(value) for key, value in row.items() if isinstance(value, int | float) and _is_ours(key)
         }
@@ -156,7 +157,7 @@ class _Book:
 
     def _tell(self, kind: str, record: TrialRecord) -> None:
         record.write(self._folder / "trials" / record.name)
-        self._show(TrialEvent(kind, record, self.records, self._num_trials, self._seconds_left()))
+        self._show(TrialEvent(kind, record, self.records, self.num_trials, self._seconds_left()))
 
     def _seconds_left(self) -> float | None:
         """By the time that an epoch took so far, as if no further trial were stopped."""
@@ -167,7 +168,7 @@ class _Book:
             return None
         open_trials = [each for each in self.records.values() if each.status == "running"]
         epochs = sum((each.epochs or self._epochs) - each.epoch for each in open_trials)
-        epochs += (self._num_trials - len(self.records)) * self._epochs
+        epochs += (self.num_trials - len(self.records)) * self._epochs
         return epochs * sum(paces) / len(paces) / trials_at_a_time(self._study)
 
 
@@ -178,16 +179,17 @@ def _conclude(
     from rayssl.cluster.trial import evaluate_winner
 
     records = list(book.records.values())
-    best = best_trial(records, study.tune.mode)
-    notes = _notes(study, records, best)
+    best = best_trial(records, study.tune.mode) or best_trial(records, study.tune.mode, finished=False)
+    notes = _notes(study, records, best, asked=book.num_trials)
     report, recipe = None, None
     if best is not None:
         config = study.config(best.values)
         recipe = folder / "best.yaml"
         recipe.write_text(_best_recipe(study, folder, best))
-        if config.evaluations:
+        if config.evaluations and best.status == "finished":
             show(f"evaluating {best.name}, the best trial ...")
-            report = evaluate_winner(config, folder / "trials" / best.name)
+            report = evaluate_winner(config, folder, best.name)
+            notes += [_told_by(report, best), *report.notes]
             tracker.log_metrics(report.metrics, step=best.epoch)
         tracker.log_metrics({f"best/{study.tune.metric}": float(best.value or 0)}, step=best.epoch)
         tracker.set_tags({"best_trial": best.name})
@@ -195,7 +197,8 @@ def _conclude(
     tracker.log_metrics({f"importance/{key}": share for key, share in shares.items()}, step=0)
     if shares:
         listed = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
-        notes.append(f"Importance (permutation, random forest, {len(records)} trials): {listed}.")
+        measured = sum(each.value is not None for each in records)
+        notes.append(f"Importance (permutation, random forest, {measured} trials): {listed}.")
     pictures = draw_pictures(study, records, folder / "pictures")
     for path in [*write_tables(study, records, folder, notes=notes), *([recipe] if recipe else [])]:
         tracker.log_artifact(path)
@@ -205,19 +208,42 @@ def _conclude(
     return SearchResult(folder, book.records, best, recipe, report, notes)
 
 
-def _notes(study: Study, records: list[TrialRecord], best: TrialRecord | None) -> list[str]:
+def _notes(study: Study, records: list[TrialRecord], best: TrialRecord | None, *, asked: int) -> list[str]:
     counts = {status: sum(each.status == status for each in records) for status in ("finished", "stopped", "failed")}
     listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    notes = [f"{len(records)} trials: {listed}."]
+    notes = [f"{len(records)} trials: {listed}." if records else "No trial was begun."]
+    if len(records) < asked:
+        notes.append(f"{asked} were asked for; the time budget of {study.tune.time_budget_s:g} s was over before.")
     reused = sum(each.reused_epochs for each in records)
     if reused:
         trained = sum(each.epoch for each in records) - reused
         notes.append(f"Shared stages saved {reused} of {reused + trained} epochs.")
     if best is None:
-        notes.append("No trial came to its end, so there is no best recipe.")
-    elif study.tune.scheduler == "pbt":
+        notes.append("No trial measured anything, so there is no best recipe.")
+    elif best.status != "finished":
+        notes.append(
+            f"No trial came to its end. The best of them is {best.name}, at epoch {best.epoch} of {best.epochs}; its "
+            "recipe goes on to the end and won't repeat the value."
+        )
+    elif (other := best_trial(records, study.tune.mode, finished=False)) is not None and other.value != best.value:
+        notes.append(
+            f"{other.name} had {other.value:.4g} when it was stopped at epoch {other.epoch} of {other.epochs}; what it "
+            "would have come to is not known."
+        )
+    if best is not None and study.tune.scheduler == "pbt":
         notes.append("pbt changed settings during the runs: the recipe has the last ones and won't repeat the value.")
     return notes
+
+
+def _told_by(report: Report, best: TrialRecord) -> str:
+    """The best trial's final numbers, beside those of a network that learned nothing."""
+    others = {key.removeprefix("random/"): value for key, value in report.metrics.items() if key.startswith("random/")}
+    numbers = [
+        f"{key} {report.metrics[key]:.4g} (random {value:.4g})"
+        for key, value in others.items()
+        if "/best/" in key or not any("/best/" in other for other in others)
+    ]
+    return f"{best.name} at its end: {', '.join(numbers)}."
 
 
 def _best_recipe(study: Study, folder: Path, best: TrialRecord) -> str:
@@ -240,7 +266,7 @@ def _is_ours(key: str) -> bool:
     return key not in _NOT_RECORDED and not key.startswith(("config", "time_", "node_", "checkpoint_"))
 
 
-def _open_folder(study: Study, *, resume: bool) -> Path:
+def _open_folder(study: Study, *, resume: bool, show: Callable[[object], None]) -> Path:
     """The search's folder: a new one, or with `resume` the newest of this study, which must not be finished."""
     base = study.base.storage_path.expanduser().resolve() / f"search-{study.name}-{_fingerprint(study)}"
     newest, number = base, 1
@@ -253,6 +279,8 @@ def _open_folder(study: Study, *, resume: bool) -> Path:
             raise ConfigError(f"--resume: {newest} is finished. Leave --resume out to search anew")
         return newest
     folder = following if newest.exists() else newest
+    if newest.exists() and not (newest / _RESULT).exists():
+        show(f"{newest.name} is not finished: --resume would go on with it; this is a new search")
     try:
         folder.mkdir(parents=True)
         (folder / _STUDY).write_text(json.dumps(study.as_data(), indent=1))

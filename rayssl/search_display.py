@@ -8,19 +8,26 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rayssl.recipe_file.wording import show as show_value
 from rayssl.search import SearchResult, TrialEvent
-from rayssl.search_report import TrialRecord, best_trial, table
+from rayssl.search_report import TrialRecord, best_trial, name_value, table
 from rayssl.search_space import Study, total_epochs
 
 _MOST_ROWS = 20
+_LOG_WIDTH = 200
+"""Columns of a table that no terminal bounds."""
+
+
+def wide_console() -> Console:
+    """A console as wide as the terminal, or wide enough for tables where there is none."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=_LOG_WIDTH)
 
 
 class SearchDisplay:
     """Shows a search's events; a context manager, so that the table is left as it was at the end."""
 
     def __init__(self, study: Study, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or wide_console()
         self._study = study
         self._live = Live(console=self.console, refresh_per_second=2)
         self._is_live = self.console.is_terminal
@@ -48,14 +55,14 @@ class SearchDisplay:
     def _line(self, event: TrialEvent) -> str:
         record, metric = event.record, self._study.tune.metric
         if event.kind == "started":
-            return f"trial {record.name} started: {_settings(record)}"
+            return f"trial {record.name} started: {self._settings(record)}"
         if event.kind == "failed":
             return f"trial {record.name} failed: {record.message}"
         value = f"{metric} {record.value:.4g}" if record.value is not None else f"no {metric} yet"
         reached = f"epoch {record.epoch}/{record.epochs}"
         if event.kind == "measured":
             return f"trial {record.name} {reached}  {value}"
-        return f"trial {record.name} {event.kind}: {value}  {reached}  {record.seconds:.0f} s  {_settings(record)}"
+        return f"trial {record.name} {event.kind}: {value}  {reached}  {record.seconds:.0f} s  {self._settings(record)}"
 
     def _footer(self, event: TrialEvent) -> str:
         records = list(event.records.values())
@@ -63,10 +70,14 @@ class SearchDisplay:
         words = [f"{over}/{event.num_trials} trials done"]
         best = best_trial(records, self._study.tune.mode, finished=False)
         if best is not None:
-            words.append(f"best so far {best.name}: {best.value:.4g} by {_settings(best)}")
+            place = f"at epoch {best.epoch}/{best.epochs}"
+            words.append(f"best so far {best.name}: {best.value:.4g} {place} by {self._settings(best)}")
         if event.seconds_left is not None and over < event.num_trials:
             words.append(f"at most {timedelta(seconds=round(event.seconds_left))} left")
         return "; ".join(words)
+
+    def _settings(self, record: TrialRecord) -> str:
+        return ", ".join(f"{key}={name_value(self._study, key, value)}" for key, value in record.values.items())
 
 
 def print_result(study: Study, result: SearchResult, *, console: Console) -> None:
@@ -85,9 +96,10 @@ def print_plan(study: Study, *, at_a_time: int, console: Console) -> None:
     """What a search would do: its first samples, trials, epochs."""
     samples = study.samples()
     num_trials = study.tune.num_samples if study.tune.algorithm == "optuna" else len(samples)
-    told = Table("trial", *(each.key for each in study.space.keys), title=f"{study.name}: the first samples")
+    keys = study.space.keys
+    told = Table("trial", *(each.key for each in keys), title=f"{study.name}: the first samples")
     for number, values in enumerate(samples[:10]):
-        cells = [show_value(values[each.key]) if each.key in values else "" for each in study.space.keys]
+        cells = [name_value(study, each.key, values[each.key]) if each.key in values else "" for each in keys]
         told.add_row(f"t{number:03d}", *map(Text, cells))
     console.print(told)
     epochs = [total_epochs(study.config(values)) for values in samples]
@@ -110,13 +122,11 @@ def print_plan(study: Study, *, at_a_time: int, console: Console) -> None:
 
 def _table(study: Study, records: list[TrialRecord], *, most: int | None = _MOST_ROWS) -> Table:
     header, rows = table(study, records)
-    drawn = Table(*header, title=study.name, title_justify="left")
+    drawn = Table(title=study.name, title_justify="left")
+    for title in header:
+        drawn.add_column(title, overflow="fold")
     for row in rows[:most]:
         drawn.add_row(*map(Text, row))
     if most is not None and len(rows) > most:
         drawn.caption = f"and {len(rows) - most} more"
     return drawn
-
-
-def _settings(record: TrialRecord) -> str:
-    return ", ".join(f"{key}={show_value(value)}" for key, value in record.values.items())

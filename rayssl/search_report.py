@@ -15,6 +15,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 
 _FEWEST_TRIALS = 6
 _REPEATS = 20
+_LONGEST_CELL = 30
 
 
 @dataclass
@@ -63,8 +64,17 @@ def best_trial(records: Sequence[TrialRecord], mode: str, *, finished: bool = Tr
     """The trial with the best last value, among those that came to their end; None if there is none.
 
     A trial that was stopped early may have a better value; a run by its settings would go on and end elsewhere.
+
+    Args:
+        records: All trials.
+        mode: max or min.
+        finished: False: all trials count but those that failed.
     """
-    able = [each for each in records if each.value is not None and (each.status == "finished" or not finished)]
+    able = [
+        each
+        for each in records
+        if each.value is not None and (each.status == "finished" or (not finished and each.status != "failed"))
+    ]
     sign = 1 if mode == "max" else -1
     return max(able, key=lambda each: sign * float(each.value or 0), default=None)
 
@@ -82,17 +92,34 @@ def table(study: Study, records: Sequence[TrialRecord]) -> tuple[list[str], list
             f"{each.epoch}/{each.epochs or '?'}",
             "" if each.value is None else f"{each.value:.4g}",
             f"{each.seconds:.0f}",
-            *(show(each.values[key]) if key in each.values else "" for key in keys),
+            *(name_value(study, key, each.values[key]) if key in each.values else "" for key in keys),
         ]
         for each in ordered
     ]
 
 
+def name_value(study: Study, key: str, value: Any) -> str:
+    """A value as a cell: a long one of a choice begins with its place there, since the first words may be alike."""
+    text = show(value)
+    given = _given(study, key)
+    if len(text) <= _LONGEST_CELL or not isinstance(given, Choice) or value not in given.values:
+        return text
+    return f"#{given.values.index(value) + 1} {text[: _LONGEST_CELL - 6]}..."
+
+
 def write_tables(study: Study, records: Sequence[TrialRecord], folder: Path, *, notes: Sequence[str]) -> list[Path]:
-    """Write results.csv and results.md."""
-    header, rows = table(study, records)
+    """Write results.csv, with all digits, and results.md."""
+    keys = [each.key for each in study.space.keys]
+    columns = ["trial", "status", "epoch", "epochs", "reused_epochs", study.tune.metric, "seconds", *keys, "message"]
     with (folder / "results.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        for record in records:
+            values = {
+                key: value if isinstance(value, str) else json.dumps(value) for key, value in record.values.items()
+            }
+            writer.writerow({**asdict(record), **values, "trial": record.name, study.tune.metric: record.value})
+    header, rows = table(study, records)
     lines = [f"# {study.name}", "", *(f"- {note}" for note in notes), ""]
     lines += [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
     (folder / "results.md").write_text("\n".join(lines) + "\n")
@@ -171,7 +198,7 @@ def _place(study: Study, key: str, values: Mapping[str, Any]) -> float:
 def _mark_axis(axes: Any, study: Study, key: str) -> None:
     given = _given(study, key)
     if isinstance(given, Choice):
-        names = [show(value) for value in given.values]
+        names = [name_value(study, key, value) for value in given.values]
         short = [name if len(name) <= 24 else f"{name[:21]}..." for name in names]
         axes.set_xticks(range(len(names)), short, rotation=30, ha="right")
     elif _is_log(study, key):

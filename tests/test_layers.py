@@ -33,6 +33,7 @@ LAYERS = {
     "search_report": 4,
     "experiment": 5,
     "evaluate": 5,
+    "html_report": 5,
     "tracking": 6,
     "cluster": 6,
     "launch": 7,

@@ -1,5 +1,7 @@
 """Studies: distributions at their ends, every mistake with its line, the samples, and which stages trials share."""
 
+import importlib.util
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,12 @@ def test_a_study_that_ships_loads_and_says_what_it_is(path: Path) -> None:
     text = path.read_text()
     assert f"# Command  rayssl search search_spaces/{path.name}" in text
     assert "# Cost" in text and "# Answers" in text
+
+
+def test_the_study_that_the_documentation_shows_loads(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "search.md").read_text()
+    study = study_of(tmp_path, text.split("```yaml\n")[1].split("```")[0], "cluster.workers=1")
+    assert len(study.samples()) == 20
 
 
 @pytest.mark.parametrize(
@@ -188,6 +196,31 @@ def test_schedulers_that_copy_trials_say_what_they_can_not_do(tmp_path: Path) ->
     assert [each.split(": ")[1] for each in found] == ["tune.scheduler"] * 3
 
 
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ("scheduler: hyperband, concurrency: 2", "tune.concurrency: can't be limited with hyperband"),
+        ("scheduler: pbt, algorithm: optuna", "tune.scheduler: pbt chooses settings itself"),
+        ("scheduler: pbt", "tune.scheduler: pbt changes each key by itself, so that optimizer.schedule.factor can't"),
+    ],
+)
+def test_what_a_scheduler_can_not_do_with_a_study_is_refused(tmp_path: Path, tune: str, message: str) -> None:
+    text = (
+        f"{HEAD}  optimizer.schedule.name: {{choice: [steps, cosine]}}\n"
+        "  optimizer.schedule.factor: {uniform: [0.1, 0.5], when: {optimizer.schedule.name: steps}}\n"
+        f"tune: {{{tune}}}\n"
+    )
+    assert any(found.startswith(f"study.yaml:7: {message}") for found in mistakes_of(tmp_path, text))
+
+
+def test_optuna_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (found,) = mistakes_of(tmp_path, f"{FINE}tune:\n  algorithm: optuna\n")
+    assert found.startswith(
+        "study.yaml:7: tune.algorithm: optuna is not installed. Install it (pip install 'rayssl[opt"
+    )
+
+
 def test_values_that_are_right_alone_must_be_right_together(tmp_path: Path) -> None:
     text = f"{HEAD}  method.stages.0.level.angles: {{choice: [2, 3]}}\n  training.batch_size: {{choice: [128, 120]}}\n"
     (found,) = mistakes_of(tmp_path, text)
@@ -301,11 +334,37 @@ def test_a_store_gives_the_longest_beginning_that_was_left(tmp_path: Path) -> No
         (tmp_path / "run" / f"stage-{number}").mkdir(parents=True)
         (tmp_path / "run" / f"stage-{number}" / "checkpoint.json").write_text(str(number))
     store.offer(tmp_path / "run")
+    store.offer(tmp_path / "run")
     found = [StageStore(tmp_path / "stages", load_config("demo-psl", more)).find() for more in ([], ["seed=1"])]
     assert found[0] is not None and (found[0] / "checkpoint.json").read_text() == "2"
     assert found[1] is None
     later = StageStore(tmp_path / "stages", load_config("demo-psl", ["method.stages.1.epochs=9"])).find()
     assert later is not None and (later / "checkpoint.json").read_text() == "1"
+
+
+def test_what_a_store_was_left_stays_when_the_trial_trains_its_stage_again(tmp_path: Path) -> None:
+    """A trial that is started again writes its stage anew, and others may be reading what it left."""
+    stage = tmp_path / "run" / "stage-1"
+    store = StageStore(tmp_path / "stages", load_config("demo-psl"))
+    for text in ("first", "second"):
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+        (stage / "checkpoint.json").write_text(text)
+        store.offer(tmp_path / "run")
+    shutil.rmtree(stage)
+    found = store.find()
+    assert found is not None and (found / "checkpoint.json").read_text() == "first"
+    assert [path.name for path in (tmp_path / "stages").iterdir()] == [found.name]
+
+
+def test_the_end_of_a_run_is_its_own_last_stage_or_the_one_it_took_over(tmp_path: Path) -> None:
+    store = StageStore(tmp_path / "stages", load_config("demo-psl"))
+    for number in (1, 2, 3):
+        (tmp_path / "run" / f"stage-{number}").mkdir(parents=True)
+    assert store.end(tmp_path / "another") is None
+    store.offer(tmp_path / "run")
+    assert store.end(tmp_path / "run") == tmp_path / "run" / "stage-3"
+    assert store.end(tmp_path / "another") == store.find()
 
 
 def test_the_epochs_of_all_stages_are_counted() -> None:

@@ -41,7 +41,9 @@ class Announcer(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial crashed, and was tried again often enough."""
         if self.listener is not None:
-            self.listener.ended(str(trial), f"crashed: {last_line(trial.get_pickled_error())}")
+            # Not `get_pickled_error`, which looks where Tune copies the error only later.
+            text = Path(trial.error_file).read_text() if trial.error_file else ""
+            self.listener.ended(str(trial), describe_crash(str(trial), text))
 
 
 def read_mistake(folder: Path, name: str) -> str | None:
@@ -50,10 +52,10 @@ def read_mistake(folder: Path, name: str) -> str | None:
     return str(json.loads(path.read_text())) if path.exists() else None
 
 
-def last_line(error: BaseException | None) -> str:
-    """What an error says, in a line."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+def describe_crash(name: str, text: str) -> str:
+    """What a traceback ends with, in a line, and where a trial's tracebacks are."""
+    lines = text.strip().splitlines()
+    return f"crashed: {lines[-1] if lines else 'nothing is known'} (tune/{name}/error.txt has all)"
 
 
 def _values(trial: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
     Args:
         config: The cluster, and what has to fit into it.
         nested: Whether trials of Ray Tune will start workers of Ray Train. A cluster on this machine then has the
-            dashboard, without which stopped trials never give back their workers, and a CPU more for the trials.
+            dashboard, without which stopped trials never give back their workers.
 
     Raises:
         ClusterError: If the cluster can't be reached or is too small for the workers.
@@ -48,7 +48,7 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
     try:
         if address is None:
             cpus = max(config.workers * config.cpus_per_worker, os.cpu_count() or 1)
-            ray.init(num_cpus=cpus + nested, include_dashboard=nested, logging_level="ERROR", log_to_driver=False)
+            ray.init(num_cpus=cpus, include_dashboard=nested, logging_level="ERROR", log_to_driver=False)
         else:
             _knock(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)

@@ -1,5 +1,7 @@
 """Who stops a search's trials early, made for ray.tune from the study's settings."""
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,26 @@ def make_scheduler(study: Study, *, longest: int) -> Any:
             time_attr="epoch", max_t=longest, reduction_factor=settings.reduction_factor
         )
     if settings.scheduler == "median":
-        return schedulers.MedianStoppingRule(time_attr="epoch", grace_period=grace)
+        # It would pause trials, too, until there are enough to compare: infinitely late here.
+        return _MedianStopping(time_attr="epoch", grace_period=grace, min_time_slice=math.inf)
     if settings.scheduler == "pbt":
         return _make_pbt(study, grace)
     return schedulers.FIFOScheduler()
+
+
+class _MedianStopping(schedulers.MedianStoppingRule):
+    """Tune's rule, which otherwise trips over a trial that ended before it measured anything."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if self._metric in result:
+            super().on_trial_complete(tune_controller, trial, result)
+
+
+class _Population(schedulers.PopulationBasedTraining):
+    """Tune's, which refuses all that propose trials, since settings that change would mislead them; not so a list."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(SimpleNamespace(search_alg=None), trial)
 
 
 def _make_pbt(study: Study, interval: int) -> Any:
@@ -45,7 +63,7 @@ def _make_pbt(study: Study, interval: int) -> Any:
         bounds = {key: each for key, each in given.items() if isinstance(each, Interval) and key in config}
         return {**config, **{key: each.clip(config[key]) for key, each in bounds.items()}}
 
-    return schedulers.PopulationBasedTraining(
+    return _Population(
         time_attr="epoch",
         perturbation_interval=interval,
         hyperparam_mutations={key: mutation(key) for key in given},

@@ -16,7 +16,7 @@ from rayssl.cluster.environment import enter_directory
 from rayssl.cluster.proposals import TRIAL
 from rayssl.cluster.trial_runtime import FinishedRuntime, GroupTrialRuntime, TrialRuntime
 from rayssl.config import ExperimentConfig
-from rayssl.errors import RaysslError
+from rayssl.errors import CheckpointError, RaysslError
 from rayssl.experiment import run_experiment
 from rayssl.recipe_file import to_yaml
 from rayssl.report import Report
@@ -24,6 +24,7 @@ from rayssl.search_space import StageStore, Study, total_epochs
 
 MISTAKE = "mistake.json"
 """File of a trial's folder: why it can't go on."""
+_STAGES = "stages"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def run_trial(study: Study, folder: Path, values: dict[str, Any]) -> None:
         full = study.config({key: value for key, value in values.items() if key != TRIAL})
         config = full.model_copy(update={"evaluations": ()})  # the winner alone meets the test pictures
         (own / "config.yaml").write_text(to_yaml(config))
-        stages = folder / "stages" if study.reuse and study.tune.scheduler != "pbt" else None
+        stages = folder / _STAGES if study.reuse and study.tune.scheduler != "pbt" else None
         trial = _Trial(config, own, study.tune.metric, stages)
         if config.cluster.workers > 1:
             _train_in_group(trial)
@@ -59,20 +60,26 @@ def run_trial(study: Study, folder: Path, values: dict[str, Any]) -> None:
         shutil.rmtree(own / "cache", ignore_errors=True)
 
 
-def evaluate_winner(config: ExperimentConfig, folder: Path) -> Report:
+def evaluate_winner(config: ExperimentConfig, folder: Path, name: str) -> Report:
     """Run the evaluations of a finished trial's recipe, on a node of the cluster.
 
     Args:
         config: The trial's recipe with its evaluations.
-        folder: The trial's folder.
+        folder: The search's folder.
+        name: The trial's name.
 
     Raises:
+        CheckpointError: If the trial's last stage is gone.
         RaysslError: What the evaluations raised.
     """
     settings = config.cluster
+    own = folder / "trials" / name
+    end = StageStore(folder / _STAGES, config).end(own)
+    if end is None:
+        raise CheckpointError(f"{own}: the checkpoint of its last stage is gone. Run the recipe {own / 'config.yaml'}")
     task = ray.remote(num_cpus=settings.cpus_per_worker, num_gpus=settings.gpus_per_worker)(_evaluate)
     try:
-        report: Report = ray.get(task.remote(config, folder))
+        report: Report = ray.get(task.remote(config, own, end))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, RaysslError):
             raise error.cause from None
@@ -104,7 +111,7 @@ def _train_in_group(trial: _Trial) -> None:
     store = StageStore(trial.stages, trial.config) if trial.stages else None
     settings = trial.config.cluster
     resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-    TorchTrainer(
+    trainer = TorchTrainer(
         _work_in_group,
         train_loop_config={"trial": trial, "directory": Path.cwd(), "start": store.find() if store else None},
         scaling_config=ray.train.ScalingConfig(
@@ -118,12 +125,19 @@ def _train_in_group(trial: _Trial) -> None:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError:
+        if not (trial.folder / MISTAKE).exists():
+            raise
 
 
 def _work_in_group(arguments: dict[str, Any]) -> None:
-    """What each of a trial's workers runs."""
+    """What each of a trial's workers runs; a mistake ends them all, since the others would wait for this one."""
     trial: _Trial = arguments["trial"]
+    if (trial.folder / MISTAKE).exists():  # started again, as if a worker had been lost
+        return
     enter_directory(arguments["directory"])
     try:
         runtime = GroupTrialRuntime(
@@ -136,10 +150,13 @@ def _work_in_group(arguments: dict[str, Any]) -> None:
         run_experiment(trial.config, runtime)
     except RaysslError as error:
         (trial.folder / MISTAKE).write_text(json.dumps(str(error)))
+        raise
 
 
-def _evaluate(config: ExperimentConfig, folder: Path) -> Report:
+def _evaluate(config: ExperimentConfig, folder: Path, end: Path) -> Report:
     settings = config.cluster
     (folder / "config.yaml").write_text(to_yaml(config))
-    runtime = FinishedRuntime(folder, num_threads=settings.cpus_per_worker, use_gpu=settings.gpus_per_worker > 0)
-    return run_experiment(config, runtime)
+    use_gpu = settings.gpus_per_worker > 0
+    return run_experiment(
+        config, FinishedRuntime(folder, num_threads=settings.cpus_per_worker, use_gpu=use_gpu, end=end)
+    )

@@ -58,9 +58,10 @@ class TrialRuntime(LocalRuntime):
             return Path(checkpoint.path)
         found = self._store.find() if self._store is not None else None
         if found is not None:
-            history = load_checkpoint(found).history
-            self._reused = len(history)
-            for row in history:
+            left = load_checkpoint(found)
+            is_own = (self.folder / f"stage-{left.cursor.stage}").exists()  # from before a crash
+            self._reused = 0 if is_own else len(left.history)
+            for row in left.history:
                 if self._metric in row:
                     ray.tune.report(self._told(row))
         return found
@@ -101,11 +102,16 @@ class GroupTrialRuntime(TrainRuntime):
         """As `TrainRuntime.report`, with the epoch's number and what Tune has to know."""
         if self._store is not None and self.rank == 0:
             self._store.offer(self.folder)
-        super().report({**self._row, "epochs": self._epochs, "reused_epochs": self._reused}, save)
+        super().report(self._told(self._row), save)
 
     def restore(self) -> Path | None:
-        """Ray's last checkpoint of this trial, or the stages that another one left."""
-        return super().restore() or self._start
+        """Ray's last checkpoint of this trial, or the stages that another one left, whose epochs are reported."""
+        found = super().restore()
+        if found is not None or self._start is None:
+            return found
+        for row in load_checkpoint(self._start).history:
+            super().report(self._told(row))
+        return self._start
 
     def show(self, event: object) -> None:
         """As `TrialRuntime.show`."""
@@ -114,14 +120,27 @@ class GroupTrialRuntime(TrainRuntime):
         elif isinstance(event, str) and self.rank == 0:
             write_log(self.folder, event)
 
+    def _told(self, row: Mapping[str, float]) -> dict[str, float]:
+        return {**row, "epochs": self._epochs, "reused_epochs": self._reused}
+
 
 class FinishedRuntime(LocalRuntime):
-    """A process that goes on from a trial's last stage: nothing is left to train, the evaluations are."""
+    """A process that goes on from a trial's last stage: nothing is left to train, the evaluations are.
 
-    def restore(self) -> Path | None:
+    Args:
+        folder: The trial's folder.
+        num_threads: Threads of torch's CPU operators.
+        use_gpu: Evaluate on a GPU.
+        end: The checkpoint of the last stage.
+    """
+
+    def __init__(self, folder: Path, *, num_threads: int, use_gpu: bool, end: Path) -> None:
+        super().__init__(folder, num_threads=num_threads, use_gpu=use_gpu)
+        self._end = end
+
+    def restore(self) -> Path:
         """The checkpoint of the last stage."""
-        stages = sorted(self.folder.glob("stage-*"), key=lambda path: int(path.name.removeprefix("stage-")))
-        return stages[-1] if stages else None
+        return self._end
 
 
 def write_log(folder: Path, text: str) -> None:

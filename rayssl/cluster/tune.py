@@ -1,5 +1,6 @@
 """The trials of a search on Ray Tune: started, stopped early, started again after a crash of the driver."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -62,10 +63,12 @@ def run_trials(study: Study, folder: Path, *, listener: Listener, resume: bool) 
     """
     from ray import tune
 
-    from rayssl.cluster.callback import Announcer, last_line, read_mistake
+    from rayssl.cluster.callback import Announcer, describe_crash, read_mistake
 
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a crashed trial is told by the listener
     # Tune would make one trial at a time, each only once the one before has started.
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(_concurrency(study)))
+    waiting = len(study.samples()) if study.tune.pauses else trials_at_a_time(study)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(waiting)
     trainable = _make_trainable(study, folder)
     state = folder / _STATE
     # Tune writes its first state with the first trial; killed before that, there is nothing to go on with.
@@ -82,15 +85,25 @@ def run_trials(study: Study, folder: Path, *, listener: Listener, resume: bool) 
     for result in results:  # what ended while no driver was there to hear it
         if result.path is not None:
             name = Path(result.path).name
-            crash = None if result.error is None else f"crashed: {last_line(result.error)}"
+            crash = None if result.error is None else describe_crash(name, str(result.error))
             listener.ended(name, crash or read_mistake(folder, name))
 
 
 def trials_at_a_time(study: Study) -> int:
-    """How many trials run at once on a machine like this one."""
+    """How many trials run at once: on Ray's cluster once it is joined or started, before that on this machine."""
+    import ray
+
     cluster = _trial_cluster(study)
-    fitting = max(1, (os.cpu_count() or 1) // (cluster.workers * cluster.cpus_per_worker))
-    return min(fitting, study.tune.concurrency or fitting)
+    if ray.is_initialized():
+        has = ray.cluster_resources()
+    else:
+        import torch
+
+        has = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    fitting = has.get("CPU", 1) // (cluster.workers * cluster.cpus_per_worker)
+    if cluster.gpus_per_worker:
+        fitting = min(fitting, has.get("GPU", 0) // (cluster.workers * cluster.gpus_per_worker))
+    return max(1, min(int(fitting), study.tune.concurrency or int(fitting)))
 
 
 def _make_tuner(study: Study, folder: Path, trainable: Any) -> Any:
@@ -110,7 +123,8 @@ def _make_tuner(study: Study, folder: Path, trainable: Any) -> Any:
             search_alg=OptunaProposals(study) if settings.algorithm == "optuna" else ListedProposals(samples),
             scheduler=make_scheduler(study, longest=max(total_epochs(study.config(values)) for values in samples)),
             num_samples=settings.num_samples if settings.algorithm == "optuna" else len(samples),
-            max_concurrent_trials=_concurrency(study),
+            # Trials that are paused count as well, and wait for those that this would keep from starting.
+            max_concurrent_trials=None if settings.pauses else trials_at_a_time(study),
             time_budget_s=settings.time_budget_s,
             reuse_actors=_trial_cluster(study).workers == 1,  # saves the imports of all trials but the first ones
             trial_name_creator=lambda trial: trial.config[TRIAL],
@@ -123,7 +137,8 @@ def _make_tuner(study: Study, folder: Path, trainable: Any) -> Any:
             callbacks=[Announcer()],
             stop=make_stopper(study),
             failure_config=tune.FailureConfig(max_failures=study.base.cluster.max_failures),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+            # With pbt others may still want to start from an older one.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if settings.scheduler == "pbt" else 2),
         ),
     )
 
@@ -140,20 +155,11 @@ def _make_trainable(study: Study, folder: Path) -> Any:
     resources = {"CPU": float(cluster.cpus_per_worker)}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
-    # A trial that starts workers only waits for them.
-    return tune.with_resources(trial, {"CPU": 0.01} if cluster.workers > 1 else resources)
+    # A trial that starts workers only waits for them, but Tune wants every trial to take something.
+    return tune.with_resources(trial, {"memory": 2**20} if cluster.workers > 1 else resources)
 
 
 def _trial_cluster(study: Study) -> ClusterConfig:
     """The recipe's cluster with a trial's workers; a trial without workers is one itself."""
     cluster, workers = study.base.cluster, study.tune.workers
     return cluster.model_copy(update={"workers": max(1, cluster.workers if workers is None else workers)})
-
-
-def _concurrency(study: Study) -> int:
-    """No more trials than asked for, and than the cluster has room for: others would only wait."""
-    import ray
-
-    cluster = _trial_cluster(study)
-    fitting = max(1, int(ray.cluster_resources().get("CPU", 1) // (cluster.workers * cluster.cpus_per_worker)))
-    return min(fitting, study.tune.concurrency or fitting)

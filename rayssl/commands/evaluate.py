@@ -6,7 +6,9 @@ import click
 @click.command()
 @click.argument("source")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--protocol", required=True, help="linear_probe, knn, voc07_svm, voc07_low_shot or semi_supervised.")
+@click.option(
+    "--protocol", required=True, help="linear_probe, knn, voc07_svm, voc07_low_shot, semi_supervised or detection."
+)
 @click.option("--seeds", type=click.IntRange(min=1), help="Repetitions; their mean and deviation are given.")
 @click.option("--sanity", is_flag=True, help="Measure with shuffled labels too, which must give chance.")
 @click.option("--show", "show_only", is_flag=True, help="Print the resolved config and stop.")
@@ -19,6 +21,8 @@ def evaluate(
     with weights=FILE, or random:resnet50. Dotted keys override the run's and the protocol's settings:
 
     rayssl evaluate RUN --protocol voc07_svm data.name=voc2007 data.root=DIR evaluation.blocks=[4]
+
+    rayssl evaluate RUN --protocol detection data.name=voc0712 data.root=DIR evaluation.setting=psl
 
     Results go to evaluations/ in the run's folder and to its record in MLflow.
     """

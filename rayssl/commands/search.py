@@ -1,5 +1,6 @@
 """`rayssl search STUDY`: many runs, and the settings that are best."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -17,16 +18,13 @@ def search(study: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool)
     Dotted keys override the recipe, those that begin with tune. the study: rayssl search
     search_spaces/psl_difficulty.yaml data.name=folder data.root=DIR tune.num_samples=4.
     """
-    from rich.console import Console
-
     from rayssl.cluster.tune import trials_at_a_time
-    from rayssl.search_display import SearchDisplay, print_plan, print_result
+    from rayssl.search_display import SearchDisplay, print_plan, print_result, wide_console
     from rayssl.search_space import load_study
 
     loaded = load_study(study, overrides)
     if dry_run:
-        console = Console(highlight=False, soft_wrap=True)
-        print_plan(loaded, at_a_time=trials_at_a_time(loaded), console=console)
+        print_plan(loaded, at_a_time=trials_at_a_time(loaded), console=wide_console())
         return
     from rayssl.launch import mlflow_command
     from rayssl.search import search
@@ -35,7 +33,7 @@ def search(study: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool)
         with SearchDisplay(loaded) as display:
             result = search(loaded, resume=resume, show=display.show)
     except KeyboardInterrupt:
-        command = " ".join(["rayssl search", str(study), *overrides, "--resume"])
+        command = shlex.join(["rayssl", "search", str(study), *overrides, "--resume"])
         click.echo(f"interrupted; nothing is lost, go on with: {command}", err=True)
         sys.exit(130)
     print_result(loaded, result, console=display.console)

@@ -4,7 +4,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rayssl.evaluation.base import Evaluation, Sanity, balanced_subset, chance_level, merge_parts
+from rayssl.evaluation.base import (
+    Evaluation,
+    GroupEvaluation,
+    Outcome,
+    Sanity,
+    balanced_subset,
+    chance_level,
+    listed_pictures,
+    merge_parts,
+)
+from rayssl.evaluation.detection import DetectionConfig
 from rayssl.evaluation.features import extract_features, feature_statistics, pool_block, run_blocks, unchanged
 from rayssl.evaluation.knn import knn_top1
 from rayssl.evaluation.knn_protocol import KnnConfig
@@ -16,17 +26,20 @@ from rayssl.evaluation.voc_low_shot import VocLowShotConfig
 from rayssl.evaluation.voc_svm import VocSvmConfig
 
 AnyEvaluation = Annotated[
-    LinearProbeConfig | KnnConfig | VocSvmConfig | VocLowShotConfig | SemiSupervisedConfig,
+    LinearProbeConfig | KnnConfig | VocSvmConfig | VocLowShotConfig | SemiSupervisedConfig | DetectionConfig,
     Field(discriminator="name"),
 ]
 
 __all__ = [
     "AnyEvaluation",
+    "DetectionConfig",
     "Evaluation",
+    "GroupEvaluation",
     "KnnConfig",
     "LinearProbeConfig",
     "OnlineConfig",
     "OnlineEvaluation",
+    "Outcome",
     "Sanity",
     "SemiSupervisedConfig",
     "VocLowShotConfig",
@@ -38,6 +51,7 @@ __all__ = [
     "feature_statistics",
     "fit_linear_heads",
     "knn_top1",
+    "listed_pictures",
     "merge_parts",
     "pool_block",
     "run_blocks",

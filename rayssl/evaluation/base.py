@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Annotated, Protocol, Self
+from pathlib import Path
+from typing import Annotated, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from rayssl.backbones import NUM_BLOCKS, Backbone
-from rayssl.data import DataConfig, Pictures
+from rayssl.data import DataConfig, ImageList, Pictures
+from rayssl.runtime import Runtime
 from rayssl.schema import Config
 
 _DEVIATIONS = 4
@@ -56,6 +58,78 @@ class Evaluation(Protocol):
 
     def chosen_pictures(self, train: Pictures, *, seed: int) -> dict[str, np.ndarray]:
         """Subsets of the training pictures that should be kept on record: name of the list -> indices (N,)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What all workers together have measured."""
+
+    metrics: dict[str, float]
+    """Names and values; none if the training diverged."""
+    notes: list[str]
+    """What a reader of the numbers has to know."""
+    sanity: Sanity | None = None
+    """What the numbers must not exceed, where the labels were shuffled."""
+
+
+@runtime_checkable
+class GroupEvaluation(Protocol):
+    """A measurement that trains a large network on whole pictures: all workers make it together."""
+
+    @property
+    def name(self) -> str:
+        """The tag in a recipe, and the first part of its metrics' names."""
+
+    def check(self, train: ImageList, test: ImageList, *, num_workers: int) -> None:
+        """Look at all that the measurement needs besides the pictures; raises a DataError or ConfigError."""
+
+    def evaluate_together(
+        self,
+        encoder: Backbone,
+        train: ImageList,
+        test: ImageList,
+        *,
+        data: DataConfig,
+        seed: int,
+        shuffled: bool,
+        runtime: Runtime,
+        folder: Path | None,
+    ) -> Outcome:
+        """Measure; called by all workers at once with the same arguments. The encoder is left as it was.
+
+        Args:
+            encoder: On the runtime's device.
+            train: Files to learn from.
+            test: Files to tell.
+            data: How the pictures are read.
+            seed: Of all draws.
+            shuffled: Whether each picture gets the annotations of another one, which must give chance.
+            runtime: The workers.
+            folder: Where drawn examples go, with captions; None: nothing is drawn.
+        """
+
+    def describe(self, train: Pictures, test: Pictures) -> str:
+        """See `Evaluation`."""
+
+    def unfit(self, train: Pictures, test: Pictures) -> str | None:
+        """See `Evaluation`."""
+
+
+def listed_pictures(
+    data: DataConfig, train: Pictures, test: Pictures, *, data_seed: int
+) -> tuple[ImageList, ImageList]:
+    """The files behind opened pictures, unusable ones left out as far as they are known.
+
+    Args:
+        data: The set, to be listed again.
+        train: The opened training pictures.
+        test: Those that are tested on: the set's own, or held-out ones.
+        data_seed: The seed that the set was split by.
+    """
+    splits = data.build(seed=data_seed)
+    told = splits.test if splits.test is not None and len(splits.test) else splits.validation
+    assert told is not None
+    return splits.train.select(train.numbers), told.select(test.numbers)
 
 
 class BlockEvaluation(Config):

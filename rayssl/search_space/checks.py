@@ -1,5 +1,6 @@
 """Everything that can be known to be wrong with a study before its first trial."""
 
+import importlib.util
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -225,14 +226,21 @@ def _check_algorithm(draft: Draft, tune: TuneSettings, keys: Sequence[SearchKey]
         draft.add(
             place, f"grid needs a choice or grid_search for every key, but {endless[0]} is drawn from an interval"
         )
+    if tune.algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
+        draft.add(place, "optuna is not installed. Install it (pip install 'rayssl[optuna]'), or take random")
     if tune.algorithm == "optuna" and grids:
         draft.add(place, f"optuna can't take a grid_search, which {grids[0]} has. Write choice")
 
 
 def _check_scheduler(draft: Draft, tune: TuneSettings, keys: Sequence[SearchKey], config: ExperimentConfig) -> None:
     place = ("tune", "scheduler")
-    if tune.scheduler not in ("hyperband", "pbt"):
+    if not tune.pauses:
         return
+    if tune.concurrency is not None:
+        draft.add(
+            ("tune", "concurrency"),
+            f"can't be limited with {tune.scheduler}, whose trials wait for each other. Leave it out, or take asha",
+        )
     if config.cluster.workers > 1:
         draft.add(
             place,
@@ -241,8 +249,18 @@ def _check_scheduler(draft: Draft, tune: TuneSettings, keys: Sequence[SearchKey]
         )
     if config.training.checkpoint_every > 1:
         draft.add(place, f"{tune.scheduler} needs a checkpoint an epoch: set training.checkpoint_every to 1")
+    if tune.scheduler != "pbt":
+        return
+    if tune.algorithm == "optuna":
+        draft.add(place, "pbt chooses settings itself, which optuna can't know of. Set tune.algorithm to random")
+    bound = [each.key for each in keys if each.when or isinstance(each.distribution, Follows)]
+    if bound:
+        draft.add(
+            place,
+            f"pbt changes each key by itself, so that {bound[0]} can't depend on others. Give it a distribution alone",
+        )
     fixed = [each.key for each in keys if not each.key.startswith(_CHANGED_IN_MIDDLE)]
-    if tune.scheduler == "pbt" and fixed:
+    if fixed:
         draft.add(
             place,
             f"pbt changes settings while a run goes on, which {fixed[0]} does not allow. It can search "

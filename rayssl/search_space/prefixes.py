@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -60,26 +62,47 @@ def _digest(value: Any) -> str:
 
 
 class StageStore:
-    """Where trials leave the checkpoints of their stages for each other: links from fingerprints to folders.
+    """Where trials leave the checkpoints of their stages for each other: a folder for each fingerprint.
+
+    The first trial to finish a stage leaves it, whole or not at all, and nothing changes it afterwards: trials may find
+    and offer at the same time.
 
     Args:
-        folder: The links' folder, the same for all trials.
+        folder: The same for all trials of a search.
         config: The trial's config.
     """
 
     def __init__(self, folder: Path, config: ExperimentConfig) -> None:
-        self._links = [folder / fingerprint for fingerprint in stage_fingerprints(config)]
+        self._folder = folder
+        self._places = [folder / fingerprint for fingerprint in stage_fingerprints(config)]
 
     def find(self) -> Path | None:
         """The checkpoint of the longest beginning that a trial has left, None if there is none."""
-        # checkpoint.json is looked for, since a link may outlive what it points to.
-        return next((link for link in reversed(self._links) if (link / "checkpoint.json").exists()), None)
+        return next((place for place in reversed(self._places) if place.exists()), None)
+
+    def end(self, run_folder: Path) -> Path | None:
+        """The checkpoint of a finished run's last stage, its own or the one it took over; None if it is gone."""
+        own = run_folder / f"stage-{len(self._places)}"
+        return next((place for place in (own, self._places[-1]) if place.exists()), None)
 
     def offer(self, run_folder: Path) -> None:
         """Leave the checkpoints of all stages that `run_folder` has finished."""
-        for number, link in enumerate(self._links, start=1):
+        for number, place in enumerate(self._places, start=1):
             checkpoint = run_folder / f"stage-{number}"
-            if checkpoint.exists():
-                link.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileExistsError):  # another trial was first
-                    link.symlink_to(os.path.relpath(checkpoint, link.parent))
+            if checkpoint.exists() and not place.exists():
+                self._leave(checkpoint, place)
+
+    def _leave(self, checkpoint: Path, place: Path) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="partial-", dir=self._folder) as temporary:
+            # Links take no room, and what they name stays as it is when the trial writes its stage anew.
+            copy = shutil.copytree(checkpoint, Path(temporary) / place.name, copy_function=_link)
+            with suppress(OSError):  # another trial was first
+                copy.rename(place)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has links
+        shutil.copy2(source, target)

@@ -28,8 +28,13 @@ class TuneSettings(Config):
     workers: int | None = Field(default=None, ge=0)
     """Worker processes of each trial; null: the recipe's cluster.workers. 0 and 1 train inside the trial itself."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Most trials at a time; null: as many as the cluster holds."""
+    """Most trials at a time; null: as many as the cluster holds. Not with hyperband and pbt."""
     time_budget_s: float | None = Field(default=None, gt=0)
     """Seconds after which no trial goes on; null: no limit."""
     stop: dict[str, float] = Field(default_factory=dict)
     """Stops a trial as soon as one of these metrics, or `epoch`, is as good as the number beside it."""
+
+    @property
+    def pauses(self) -> bool:
+        """Whether the scheduler lets trials wait for each other."""
+        return self.scheduler in ("hyperband", "pbt")

@@ -22,6 +22,7 @@ from rayssl.report import Report
 from rayssl.runs import open_run
 from rayssl.runtime import EpochDone
 from tests.conftest import SMALL, SmallRun
+from tests.methods.mgta_parts import SMALL as SMALL_MGTA
 
 pytestmark = [
     pytest.mark.ray,
@@ -139,27 +140,49 @@ def test_a_cluster_that_is_not_there_is_one_clear_error() -> None:
     assert "ClusterError: cluster.address: no Ray cluster can be reached at '127.0.0.1:1'" in result.stderr
 
 
-@pytest.mark.slow
-def test_a_killed_driver_is_started_again_and_goes_on_in_its_stage(small_run: SmallRun) -> None:
-    """The whole command, SIGKILLed in stage 2 and given again."""
-    command = [sys.executable, "-m", "rayssl", "pretrain", "demo-psl", *SMALL, "method.stages.1.epochs=4"]
-    command += ["cluster.workers=2", f"storage_path={small_run.storage}"]
+def ended_after_a_kill(command: list[str], stage: str) -> tuple[str, list[dict[str, torch.Tensor]]]:
+    """Give a command twice: once whole, once killed with SIGKILL when a line of `stage` shows and given again.
+
+    Returns:
+        What the last call printed, and the weights of both runs.
+    """
     whole = subprocess.run([*command, "name=whole"], cwd=ROOT, check=True, capture_output=True, text=True)
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     for line in first.stdout:
-        if line.startswith("stage 2/3"):
+        if line.startswith(stage):
             first.kill()
             break
     first.wait()
     time.sleep(5)
     second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "going on from" in second.stdout
-    assert "stage 1/3" not in second.stdout
-    assert "stage 2/3" in second.stdout
     results = [
         torch.load(path, weights_only=True)
         for output in (whole.stdout, second.stdout)
         for path in [line.split()[-1] for line in output.splitlines() if line.startswith("checkpoint")]
     ]
-    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+    return second.stdout, results
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_started_again_and_goes_on_in_its_stage(small_run: SmallRun) -> None:
+    """The whole command, SIGKILLed in stage 2 and given again."""
+    command = [sys.executable, "-m", "rayssl", "pretrain", "demo-psl", *SMALL, "method.stages.1.epochs=4"]
+    command += ["cluster.workers=2", f"storage_path={small_run.storage}"]
+    shown, (whole, resumed) = ended_after_a_kill(command, "stage 2/3")
+    assert "going on from" in shown
+    assert "stage 1/3" not in shown
+    assert "stage 2/3" in shown
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_mgta_killed_in_the_second_half_of_round_3_goes_on_there(small_run: SmallRun) -> None:
+    """Stages: the baseline, three rounds of two halves, the final round; round 3's second half is the seventh."""
+    command = [sys.executable, "-m", "rayssl", "pretrain", "mgta-small", *SMALL_MGTA, "method.rounds.count=3"]
+    command += ["method.rounds.epochs=4", "cluster.workers=2", f"storage_path={small_run.storage}"]
+    shown, (whole, resumed) = ended_after_a_kill(command, "stage 7/8")
+    assert "going on from" in shown
+    assert "stage 6/8" not in shown
+    assert "stage 7/8" in shown
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
