@@ -78,11 +78,14 @@ class EvaluationReport:
         trained = f", pre-trained {self.epochs} epochs" if self.epochs is not None else ""
         dialect = getattr(config.evaluation, "dialect", None)
         spoken = f", dialect {dialect}" if dialect is not None else ""
+        side = getattr(
+            config.evaluation, "test_side", config.data.image_size
+        )  # a detector sees pictures of its own size
         limit = f" (at most {config.data.limit:,} training pictures)" if config.data.limit is not None else ""
         what = self.source if not self.part else f"{self.source}/{self.part}"
         return (
             f"{config.evaluation.name} of {what}: {kind}{trained}; measured on {config.data.name} at "
-            f"{config.data.image_size} px{limit}{spoken}"
+            f"{side} px{limit}{spoken}"
         )
 
     def paper_notes(self) -> list[str]:

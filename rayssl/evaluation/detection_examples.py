@@ -25,7 +25,7 @@ _TRUE, _FOUND = "lime", "orange"
 def draw_examples(
     pictures: DetectionPictures, found: Mapping[int, Detections], *, classes: Sequence[str], count: int, folder: Path
 ) -> list[Path]:
-    """Draw test pictures with objects: the first half those found best, the others those found worst.
+    """Draw test pictures with objects: those found best, at most half, and those found worst.
 
     Args:
         pictures: Those that were tested on.
@@ -42,7 +42,7 @@ def draw_examples(
     with_objects = [row for row in found if not pictures.objects[row].difficult.all()]
     quality = {row: _quality(_shown(found[row]), pictures.objects[row]) for row in with_objects}
     ranked = sorted(with_objects, key=lambda row: (-quality[row], -len(pictures.objects[row]), row))
-    num_best = min(-(-count // 2), -(-len(ranked) // 2))
+    num_best = min(-(-count // 2), -(-len(ranked) // 2), sum(value > 0 for value in quality.values()))
     num_worst = min(count - num_best, len(ranked) - num_best)
     chosen = {f"well-{number}": row for number, row in enumerate(ranked[:num_best], start=1)}
     worst = ranked[len(ranked) - num_worst :][::-1]

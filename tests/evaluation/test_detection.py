@@ -413,7 +413,7 @@ def test_the_command_files_numbers_classes_and_examples(tmp_path: Path) -> None:
         assert part in text
     assert "detection/small/ap50_std" in report.metrics
     drawn = sorted(path.name for path in (report.folder / report.stem / "examples").iterdir())
-    assert drawn == ["badly-1.png", "badly-1.txt", "well-1.png", "well-1.txt", "well-2.png", "well-2.txt"]
+    assert drawn == [f"badly-{number}.{suffix}" for number in (1, 2, 3) for suffix in ("png", "txt")]  # none is found
 
 
 def test_a_recipe_measures_the_trained_and_a_random_network(small_run: SmallRun, tmp_path: Path) -> None:
@@ -432,4 +432,4 @@ def test_a_recipe_measures_the_trained_and_a_random_network(small_run: SmallRun,
     metrics, notes = evaluate_beside_random(recipe, method, pictures, runtime)
     assert metrics["detection/small/ap50"] == metrics["random/detection/small/ap50"]  # nothing was trained yet
     assert any("detection/small/ap50: " in note and "(random " in note for note in notes)
-    assert (tmp_path / "run" / "evaluations" / "detection" / "examples" / "well-1.png").is_file()
+    assert (tmp_path / "run" / "evaluations" / "detection" / "examples" / "badly-1.png").is_file()
