@@ -47,8 +47,10 @@ def command(study: Path, *options: str) -> list[str]:
 
 def run_until(beginning: str, command: list[str], number: signal.Signals) -> "subprocess.CompletedProcess[str]":
     """Run a command until it prints a line that begins so, then send it a signal; gives what it printed."""
+    # What a shell starts in the background ignores interruptions, and its children inherit that.
+    listening = ["env", "--default-signal=INT", *command]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        listening, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stdout is not None
         lines = []
