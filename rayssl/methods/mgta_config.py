@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from rayssl.backbones import AnyBackbone, Backbone, ResNetConfig
@@ -36,14 +37,33 @@ class RoundsConfig(Config):
     """Of the rounds and of the final one; null: optimizer.learning_rate. The paper names none; the default is ours, for
     Adam."""
     lambda_: tuple[Weight, Weight] = Field(default=(0.1, 1.0), alias="lambda")
-    """Weight of the triplet loss in the first and in the last round, linear between them; the final round has the
-    last (section 4.2: from .1 to 1)."""
+    """Weight of the triplet loss in the first and in the last round; the final round has the last (section 4.2: from .1
+    to 1)."""
+    lambda_shape: Literal["linear", "cosine", "geometric"] = "linear"
+    """How it goes from the first round's to the last's: linear (section 4.2), half a cosine, or by equal factors."""
     guidance: Literal["alternating", "simultaneous"] = "alternating"
     """alternating: the second half is labelled by the network that the first has just trained (section 4.2);
     simultaneous: both are labelled before either network trains (section 3.4)."""
     resplit: bool = False
     """Whether every round draws its halves anew (section 3.4); a network then labels pictures that it was trained on
     in other rounds. Else they are drawn once (section 4.2)."""
+
+    @model_validator(mode="after")
+    def _factors_exist(self) -> Self:
+        if self.lambda_shape == "geometric" and min(self.lambda_) == 0:
+            raise ValueError(f"lambda: must be above 0 for lambda_shape: geometric, got {list(self.lambda_)}")
+        return self
+
+    @property
+    def triplet_weights(self) -> list[float]:
+        """Lambda of each round."""
+        first, last = self.lambda_
+        progress = np.linspace(0, 1, self.count)
+        if self.lambda_shape == "geometric":
+            return np.geomspace(first, last, self.count).tolist()
+        if self.lambda_shape == "cosine":
+            progress = (1 - np.cos(np.pi * progress)) / 2
+        return (first + (last - first) * progress).tolist()
 
 
 class ClusterGridConfig(Config):

@@ -38,8 +38,7 @@ def list_stages(config: "MGTAConfig") -> tuple[MGTAStage, ...]:
     """The run as a list: who labels what for whom (section 4.2), and for how long."""
     rounds = config.rounds
     stages = [MGTAStage("baseline", 2, None, "all", 0, config.baseline.epochs, 0.0)]
-    weights = np.linspace(*rounds.lambda_, rounds.count).tolist()
-    for number, weight in enumerate(weights, start=1):
+    for number, weight in enumerate(rounds.triplet_weights, start=1):
         name = f"round-{number}"
         stages.append(MGTAStage(name, 2, 1, "D2", number, rounds.epochs, weight))
         stages.append(MGTAStage(name, 1, 2, "D1", number, rounds.epochs, weight))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from rayssl.backbones import Backbone
@@ -14,7 +15,8 @@ from rayssl.backbones.autoencoder import AutoEncoder
 from rayssl.data import Pictures
 from rayssl.errors import CheckpointError, ConfigError, TrainingError
 from rayssl.experiment import run_experiment
-from rayssl.methods import MGTA, StagePlan, pseudo_labels
+from rayssl.methods import MGTA, MGTAConfig, StagePlan, pseudo_labels
+from rayssl.methods.mgta_config import RoundsConfig
 from rayssl.methods.mgta_schedule import list_stages, split_pictures
 from rayssl.methods.mgta_stage import AutoEncoderStage
 from rayssl.report import Report
@@ -146,6 +148,30 @@ def test_the_papers_run_is_a_list_of_twenty_two_stages() -> None:
     assert stages[-1].triplet_weight == 1.0
     assert {(stage.trained, stage.labeller, stage.half) for stage in stages[1:-1]} == {(2, 1, "D2"), (1, 2, "D1")}
     assert list_stages(mgta_config(rounds={"count": 1}))[1].triplet_weight == 0.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights"),
+    [("linear", [0.1, 5.05, 10.0]), ("cosine", [0.1, 5.05, 10.0]), ("geometric", [0.1, 1.0, 10.0])],
+)
+def test_lambda_goes_from_the_first_rounds_to_the_last_by_its_shape(shape: str, weights: list[float]) -> None:
+    """Half way, half a cosine is at the mean, and equal factors are at the geometric mean."""
+    rounds = {"count": 3, "lambda": [0.1, 10.0], "lambda_shape": shape}
+    config = MGTAConfig.model_validate({"rounds": rounds})
+    assert config.rounds.triplet_weights == pytest.approx(weights)
+    assert [stage.triplet_weight for stage in list_stages(config) if stage.round] == pytest.approx(
+        [weight for weight in weights for _ in range(2)]
+    )
+
+
+def test_half_a_cosine_is_flat_at_both_ends() -> None:
+    rounds = RoundsConfig.model_validate({"count": 5, "lambda": [0, 1], "lambda_shape": "cosine"})
+    assert rounds.triplet_weights == pytest.approx([0, (1 - 2**-0.5) / 2, 0.5, (1 + 2**-0.5) / 2, 1])
+
+
+def test_equal_factors_from_zero_are_refused() -> None:
+    with pytest.raises(ValidationError, match="must be above 0 for lambda_shape: geometric"):
+        RoundsConfig.model_validate({"lambda": [0, 1], "lambda_shape": "geometric"})
 
 
 def test_no_two_stages_see_the_same_epoch_and_each_has_its_own_schedule() -> None:
