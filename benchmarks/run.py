@@ -1,0 +1,83 @@
+"""Run all benchmarks, or those that are named, and write what they gave into docs/benchmarks.md.
+
+    python benchmarks/run.py [NAME...]
+
+A benchmark that is named replaces its own rows; the others keep what an earlier call found. Each row keeps the
+machine and the versions that it was measured with. The last lines printed are the JSON rows of this call.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+RESULTS = HERE / "results.json"
+_NO_PROGRAMS = ("common", "run")
+
+_HEAD = """# Benchmarks
+
+Written by `python benchmarks/run.py`. Each program under `benchmarks/` says what it compares, and how; peers come from
+`benchmarks/requirements.txt`. Contestants take turns in one process on the same data. A ratio is how many times better ours is,
+unless the row says otherwise; times belong to the machine, ratios travel better.
+"""
+
+
+def main() -> None:
+    """Run, merge, write."""
+    names = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in _NO_PROGRAMS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*names, []], metavar="NAME", help=", ".join(names))
+    chosen = parser.parse_args().names or names
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    failed = []
+    for name in chosen:
+        lines = run(name)
+        rows = [json.loads(line) for line in lines if line.startswith('{"benchmark"')]
+        if not rows:
+            failed.append(name)
+            continue
+        results[name] = {"setting": [line for line in lines if line.startswith(("machine:", "device:", "versions:"))]}
+        results[name]["rows"] = rows
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        PAGE.write_text(page(results))
+    for name in chosen:
+        for row in results.get(name, {}).get("rows", []):
+            print(json.dumps(row))
+    if failed:
+        sys.exit(f"no result from: {', '.join(failed)}")
+
+
+def run(name: str) -> list[str]:
+    """Run one program, show its output as it comes, and give its lines."""
+    lines = []
+    with subprocess.Popen([sys.executable, "-u", HERE / f"{name}.py"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip("\n"))
+    return lines
+
+
+def page(results: dict[str, dict[str, list]]) -> str:
+    """The page as Markdown: a section a program."""
+    parts = [_HEAD]
+    for name, result in sorted(results.items()):
+        parts += [f"## {name}.py", "", " ".join(f"{line}." for line in result["setting"]), ""]
+        parts += ["| what | ours | peer | ratio | target | met |", "|---|---|---|---|---|---|"]
+        for row in result["rows"]:
+            what = row["benchmark"]
+            if "skipped" in row:
+                parts.append(f"| {what} | | | | | skipped: {row['skipped']} |")
+                continue
+            ours, peer = (f"{row[side]:g} {row['unit']}" for side in ("ours", "peer"))
+            met = "yes" if row["met"] else "**no**"
+            parts.append(f"| {what} | {ours} | {peer} | {row['ratio']:g} | {row['target']:g} | {met} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()
