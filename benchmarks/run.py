@@ -20,8 +20,8 @@ _NO_PROGRAMS = ("common", "run")
 _HEAD = """# Benchmarks
 
 Written by `python benchmarks/run.py`. Each program under `benchmarks/` says what it compares, and how; peers come from
-`benchmarks/requirements.txt`. Contestants take turns in one process on the same data. A ratio is how many times better ours is,
-unless the row says otherwise; times belong to the machine, ratios travel better.
+`benchmarks/requirements.txt`. Contestants take turns in one process on the same data. A ratio is how many times better
+ours is, unless the row says otherwise; times belong to the machine, ratios travel better.
 """
 
 
