@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rayssl.recipe_file import to_yaml
 _CONFIG = "config.yaml"
 _REPORT = "report.json"
 _LOCK = ".lock"
+_ID = re.compile(r"[0-9a-f]{8}(-\d+)?")
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,10 @@ def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
     Raises:
         ConfigError: If the folder can't be made.
     """
-    base = config.storage_path.expanduser().resolve() / f"{config.name}-{_fingerprint(config)}"
-    newest, number = RunFolder(base), 1
-    while RunFolder(_suffixed(base, number + 1)).started:
-        number += 1
-        newest = RunFolder(_suffixed(base, number))
-    run = RunFolder(_suffixed(base, number + 1)) if newest.finished or (fresh and newest.started) else newest
+    base = _base(config)
+    runs = _started(base)
+    newest = runs[-1] if runs else RunFolder(base)
+    run = RunFolder(_suffixed(base, len(runs) + 1)) if newest.finished or (fresh and newest.started) else newest
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         (run.path / _CONFIG).write_text(to_yaml(config))
@@ -85,6 +85,33 @@ def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
             f"storage_path: must be a folder that can be written, got {config.storage_path} ({error.strerror})"
         ) from None
     return run
+
+
+def finished_run(config: ExperimentConfig) -> RunFolder | None:
+    """The newest finished run of a config; None if there is none."""
+    return next((run for run in reversed(_started(_base(config))) if run.finished), None)
+
+
+def newest_run(name: str, *, storage_path: Path) -> RunFolder | None:
+    """The run of a recipe's name that was begun last; None if there is none."""
+    runs = [
+        path.parent
+        for path in storage_path.expanduser().glob(f"{name}-*/{_CONFIG}")
+        if _ID.fullmatch(path.parent.name.removeprefix(f"{name}-"))
+    ]
+    return RunFolder(max(runs, key=lambda path: (path / _CONFIG).stat().st_mtime_ns)) if runs else None
+
+
+def _base(config: ExperimentConfig) -> Path:
+    return config.storage_path.expanduser().resolve() / f"{config.name}-{_fingerprint(config)}"
+
+
+def _started(base: Path) -> list[RunFolder]:
+    """The runs of a config, oldest first."""
+    runs: list[RunFolder] = []
+    while RunFolder(_suffixed(base, len(runs) + 1)).started:
+        runs.append(RunFolder(_suffixed(base, len(runs) + 1)))
+    return runs
 
 
 def _suffixed(base: Path, number: int) -> Path:

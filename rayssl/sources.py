@@ -13,6 +13,7 @@ from rayssl.config import ExperimentConfig, load_config
 from rayssl.errors import CheckpointError, ConfigError
 from rayssl.methods import MGTAConfig, PSLConfig
 from rayssl.recipe_file import did_you_mean, flatten, to_plain
+from rayssl.runs import newest_run
 from rayssl.training.checkpoints import load_checkpoint
 
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -23,7 +24,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 """Networks that `random:` and `torchvision:` name."""
 _HELP = (
-    "SOURCE is a run (its folder or id), a checkpoint (RUN/stage-2), a file of weights (encoder.pt), "
+    "SOURCE is a run (its folder, id or recipe), a checkpoint (RUN/stage-2), a file of weights (encoder.pt), "
     "torchvision:resnet50 with weights=FILE, or random:resnet50"
 )
 
@@ -67,6 +68,8 @@ def find_source(text: str, *, storage_path: Path) -> Source:
             return _folder(path)
         if path.is_file():
             return _file(path)
+    if newest := newest_run(text, storage_path=storage_path):
+        return _folder(newest.path)
     names = [*_run_ids(storage_path), *(f"{kind}:{name}" for kind, name in _named_networks())]
     raise ConfigError(f"source '{text}': unknown.{did_you_mean(text, names)} {_HELP}")
 

@@ -147,7 +147,11 @@ class MLflowTracker:
         versions = [f"{library.__name__}=={library.__version__.split('+')[0]}" for library in (torch, torchvision)]
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)
-        mlflow.pytorch.save_model(model, folder, pip_requirements=versions, serialization_format="pickle")
+        # MLflow warns of pickle by a log line and a warning. Its other format holds for one size of picture only.
+        logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            mlflow.pytorch.save_model(model, folder, pip_requirements=versions, serialization_format="pickle")
         self.log_artifact(folder, name)
 
     def child(self, name: str) -> "MLflowTracker":

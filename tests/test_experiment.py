@@ -13,7 +13,7 @@ from rayssl.config import load_config
 from rayssl.errors import ConfigError, DataError
 from rayssl.experiment import build_encoder, run_experiment
 from rayssl.report import Report
-from rayssl.runs import open_run
+from rayssl.runs import RunFolder, finished_run, newest_run, open_run
 from rayssl.runtime import LocalRuntime
 from rayssl.training.checkpoints import load_checkpoint
 from tests.conftest import SmallRun
@@ -108,6 +108,19 @@ def test_fresh_leaves_the_unfinished_run_alone(small_run: SmallRun) -> None:
     run = open_run(config)
     assert open_run(config) == run
     assert open_run(config, fresh=True).run_id == f"{run.run_id}-2"
+
+
+def test_runs_are_found_again_by_their_config_and_by_their_recipes_name(small_run: SmallRun) -> None:
+    config = small_run.config()
+    assert finished_run(config) is None
+    assert newest_run("demo-psl", storage_path=small_run.storage) is None
+    first = run_experiment(config).folder
+    assert finished_run(config) == RunFolder(first)
+    second = open_run(config)  # begun, not finished
+    assert second.path != first
+    assert finished_run(config) == RunFolder(first)
+    assert newest_run("demo-psl", storage_path=small_run.storage) == second
+    assert newest_run("demo", storage_path=small_run.storage) is None
 
 
 def test_a_run_in_use_is_refused(small_run: SmallRun) -> None:

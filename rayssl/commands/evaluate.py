@@ -17,14 +17,17 @@ def evaluate(
 ) -> None:
     """Measure SOURCE by a protocol of the papers, and set its numbers beside theirs.
 
-    SOURCE is a run (its folder or id), a checkpoint (RUN/stage-2), a file of weights (encoder.pt), torchvision:resnet50
-    with weights=FILE, or random:resnet50. Dotted keys override the run's and the protocol's settings:
+    SOURCE is a run (its folder, its id, or a recipe's name for its newest run), a checkpoint (RUN/stage-2), a file of
+    weights (encoder.pt), torchvision:resnet50 with weights=FILE, or random:resnet50. Dotted keys override the run's and
+    the protocol's settings:
 
     rayssl evaluate RUN --protocol voc07_svm data.name=voc2007 data.root=DIR evaluation.blocks=[4]
 
     rayssl evaluate RUN --protocol detection data.name=voc0712 data.root=DIR evaluation.setting=psl
 
-    Results go to evaluations/ in the run's folder and to its record in MLflow.
+    Results go to evaluations/ in the run's folder and to its record in MLflow. What the encoder makes of the pictures
+    stays in evaluations/.features, so that other protocols and repeated calls are quicker: at most 8 GiB, or as much as
+    keep_features_gib=0 or another number says.
     """
     from rayssl.evaluate_config import load_evaluation
     from rayssl.recipe_file import to_yaml

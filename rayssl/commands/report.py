@@ -10,7 +10,8 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), help="The page, FILE.html; its tables go to FILE.md beside it.")
 @click.option("--storage", "storage_path", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 def report(runs: tuple[str, ...], out: Path | None, storage_path: Path) -> None:
-    """Write one HTML page about a run, or to compare several; RUN is a run's folder or its id.
+    """Write one HTML page about a run, or to compare several; RUN is a run's folder, its id, or the name of a recipe,
+    which means the newest run of it.
 
     A run that is not finished gives what it has so far. Without --out the page of one run is report.html in its folder,
     that of several comparison.html beside the first one's folder.

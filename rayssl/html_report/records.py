@@ -16,7 +16,7 @@ from rayssl.methods import MGTAConfig
 from rayssl.methods.mgta_schedule import list_stages
 from rayssl.recipe_file import did_you_mean, flatten
 from rayssl.report import Report
-from rayssl.runs import RunFolder
+from rayssl.runs import RunFolder, newest_run
 from rayssl.sources import paper_row
 
 _KEPT = ("source", "part", "paper_row", "epochs", "metrics", "notes")
@@ -108,7 +108,7 @@ class RunRecord:
 
 
 def find_run(text: str, *, storage_path: Path) -> Path:
-    """The folder of the run that a RUN on the command line names: a folder, or an id.
+    """The folder of the run that a RUN on the command line names: a folder, an id, or the newest of a recipe's name.
 
     Raises:
         ConfigError: If there is no such run.
@@ -117,6 +117,8 @@ def find_run(text: str, *, storage_path: Path) -> Path:
     for path in candidates:
         if (path / "config.yaml").is_file():
             return path.resolve()
+    if newest := newest_run(text, storage_path=storage_path):
+        return newest.path.resolve()
     for path in candidates:
         if path.exists():
             raise ConfigError(f"run '{text}': {path} is no run, it holds no config.yaml. Name a run's folder or its id")
