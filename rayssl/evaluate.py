@@ -13,7 +13,8 @@ from rayssl.data.pictures import BadFile, ImageList, Plan, Targets
 from rayssl.errors import DataError
 from rayssl.evaluate_config import EvaluateConfig
 from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, Outcome, listed_pictures, merge_parts
-from rayssl.evaluation.base import derive_seed
+from rayssl.evaluation.base import BlockEvaluation, derive_seed
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.lists import write_chosen_pictures
 from rayssl.experiment import OpenPictures, open_data
 from rayssl.runtime import Runtime, Tracker
@@ -21,6 +22,8 @@ from rayssl.sources import load_encoder
 
 EXAMPLES = "examples"
 """Folder of drawn pictures, within the run's or result's own."""
+FEATURES = ".features"
+"""Folder of kept features, beside the one that an evaluation works in."""
 _MOST_NAMED = 5
 _SHUFFLED = 7
 """Keeps the draws of the sanity check apart from the others of a seed."""
@@ -42,7 +45,7 @@ def run_evaluation(config: EvaluateConfig, runtime: Runtime, tracker: Tracker | 
 
     Args:
         config: The resolved settings.
-        runtime: Where it runs; decoded pictures and lists go to its folder.
+        runtime: Where it runs; decoded pictures and lists go to its folder, features to one beside it.
         tracker: Not used: the caller records the result.
 
     Returns:
@@ -96,6 +99,11 @@ def _measure_apart(
     items = [(seed, False, part) for seed in seeds for part in evaluation.parts(per_seed)]
     if config.sanity:
         items += [(config.seed, True, part) for part in evaluation.parts(max(1, runtime.world_size))]
+    features = FeatureStore(
+        runtime.folder.parent / FEATURES,
+        expected_blocks=evaluation.blocks if isinstance(evaluation, BlockEvaluation) else (),
+        show=runtime.show,
+    )
     runtime.show(f"{evaluation.name}: {_count(len(items), 'piece')} on {_count(runtime.world_size, 'worker')}")
 
     def measure(item: tuple[int, bool, Evaluation]) -> dict[str, float]:
@@ -104,7 +112,9 @@ def _measure_apart(
         sides: list[Pictures] = [train, told]
         if is_shuffled:
             sides = [ShuffledLabels(side, seed=seed, part=number) for number, side in enumerate(sides)]
-        return dict(part.evaluate(encoder, *sides, data=config.data, seed=seed, device=runtime.device))
+        return dict(
+            part.evaluate(encoder, *sides, data=config.data, seed=seed, device=runtime.device, features=features)
+        )
 
     measured = list(zip(items, runtime.map(measure, items), strict=True))
     outcomes = [
@@ -214,6 +224,7 @@ class ShuffledLabels:
         self.classes = pictures.classes
         self.numbers = pictures.numbers
         self.bad_files: list[BadFile] = pictures.bad_files
+        self.fingerprint = pictures.fingerprint
         self.labels = pictures.labels[order]
         self.targets: Targets | None = None if pictures.targets is None else pictures.targets.select(order)
 

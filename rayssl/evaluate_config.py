@@ -14,6 +14,7 @@ from rayssl.config import ClusterConfig
 from rayssl.data import AnyData
 from rayssl.errors import ConfigError
 from rayssl.evaluation import AnyEvaluation
+from rayssl.evaluation.feature_store import KEPT_GIB
 from rayssl.recipe_file import load_recipe_text
 from rayssl.schema import Config
 from rayssl.sources import Source, find_source
@@ -39,6 +40,10 @@ class EvaluateConfig(Config):
     """Repetitions with other seeds; their mean and deviation are given."""
     sanity: bool = False
     """Whether to measure once more with shuffled labels, which must give chance."""
+    keep_features_gib: float = Field(default=KEPT_GIB, ge=0)
+    """Features of whole sets that stay in evaluations/.features beside the results, so that the next protocol or call
+    on the same encoder and pictures finds them; after each call the ones not used for longest are deleted down to this
+    size. In GiB; 0 keeps none."""
     cluster: ClusterConfig = ClusterConfig(workers=0)
     """Where it runs: the run's workers if it is not said, or this process."""
     storage_path: Path = Path("runs")
@@ -47,7 +52,8 @@ class EvaluateConfig(Config):
     @property
     def fingerprint(self) -> str:
         """Eight hex digits, shared by configs that agree in all that decides the result."""
-        resolved: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude={"storage_path", "cluster"})
+        not_decisive = {"storage_path", "cluster", "keep_features_gib"}
+        resolved: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude=not_decisive)
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]
 
 

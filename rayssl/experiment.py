@@ -16,6 +16,7 @@ from rayssl.errors import DataError
 from rayssl.evaluate_config import EvaluateConfig
 from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, OnlineEvaluation, listed_pictures
 from rayssl.evaluation.collapse import collapse_warnings
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.lists import write_chosen_pictures
 from rayssl.methods import Method
 from rayssl.recipe_file import flatten
@@ -253,10 +254,18 @@ def evaluate_beside_random(
     }
     runtime.show(f"{', '.join(each.name for each in evaluations)} of the trained and of a random network ...")
 
+    features = FeatureStore(runtime.folder / "cache" / "features", show=runtime.show)
+
     def evaluate(item: tuple[str, Evaluation]) -> dict[str, float]:
         prefix, evaluation = item
         results = evaluation.evaluate(
-            networks[prefix], pictures.train, told, data=config.data, seed=config.seed, device=runtime.device
+            networks[prefix],
+            pictures.train,
+            told,
+            data=config.data,
+            seed=config.seed,
+            device=runtime.device,
+            features=features,
         )
         return {f"{prefix}{name}": value for name, value in results}
 

@@ -6,21 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayssl.errors import ConfigError
-from rayssl.evaluate import EXAMPLES, Measurement, check_pictures, run_evaluation
+from rayssl.evaluate import EXAMPLES, FEATURES, Measurement, check_pictures, run_evaluation
 from rayssl.evaluate_config import EvaluateConfig
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation_report import EvaluationReport
 from rayssl.recipe_file import flatten
 from rayssl.runtime import LocalRuntime
 from rayssl.sources import Source
 from rayssl.tracking import MLflowTracker, tracking_uri
 
-_NOT_DECISIVE = ("cluster.", "storage_path")
+_NOT_DECISIVE = ("cluster.", "storage_path", "keep_features_gib")
 
 
 def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object], None] = print) -> EvaluationReport:
     """Measure an encoder and file the result: evaluations/PROTOCOL-HASH.json and .md in its run's folder.
 
-    Drawn pictures go to evaluations/PROTOCOL-HASH/examples.
+    Drawn pictures go to evaluations/PROTOCOL-HASH/examples, features of whole sets to evaluations/.features.
 
     Args:
         config: The resolved settings.
@@ -44,7 +45,10 @@ def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object],
         work.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"storage_path: {results} can't be written ({error.strerror})") from None
-    measurement = _measure(config, work, show)
+    try:
+        measurement = _measure(config, work, show)
+    finally:
+        FeatureStore(results / FEATURES).shrink(config.keep_features_gib)
     report = EvaluationReport(
         results,
         source.name,

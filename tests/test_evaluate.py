@@ -64,6 +64,7 @@ def test_a_runs_result_is_filed_with_it_recorded_in_mlflow_and_set_beside_the_pa
     assert recorded.metrics["linear_probe/b5/top1"] == pytest.approx(report.metrics["linear_probe/b5/top1"])
     assert recorded.params[f"{report.stem}.evaluation.epochs"] == "5"
     assert sorted(path.name for path in (folder / "evaluations").iterdir()) == [
+        ".features",
         f"{report.stem}.json",
         f"{report.stem}.md",
     ]
@@ -106,6 +107,22 @@ def test_labelled_lists_are_written_by_name(small_run: SmallRun, tmp_path: Path)
     assert all(Path(name).is_file() and Path(name).parent.name == label for name, label in map(str.split, lines))
     assert not any("broken" in line for line in lines)
     assert any("1 pictures can't be read" in note and "broken.png" in note for note in report.notes)
+
+
+def test_the_next_protocol_finds_the_features_and_0_keeps_none(
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with seeds and shuffled labels. The second result is that of a call of its own, and in the same files."""
+    folder = finished_run(small_run)
+    knn = ["evaluation.k=[5]", "seeds=2", "sanity=true"]
+    alone, _ = run(small_run, str(folder), "knn", *knn, "keep_features_gib=0")
+    assert not (folder / "evaluations" / ".features").exists()
+    run(small_run, str(folder), "linear_probe", "evaluation.epochs=1")
+    with monkeypatch.context() as without_passes:
+        without_passes.setattr("rayssl.evaluation.feature_store.pool_batches", None)
+        without_passes.setattr("rayssl.evaluation.feature_store.extract_features", None)
+        after, _ = run(small_run, str(folder), "knn", *knn)
+    assert (after.metrics, after.stem) == (alone.metrics, alone.stem)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Pictures decoded once, into a flat file that all workers of a machine map."""
 
-import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from rayssl.data.images import BadImageError, cut_window, decode_item, enlarge, squeeze
-from rayssl.data.pictures import BadFile, ImageList, Plan, Targets, check_bad_share
+from rayssl.data.pictures import BadFile, ImageList, Plan, Targets, check_bad_share, fingerprint
 from rayssl.errors import DataError
 
 _CACHE_VERSION = 2
@@ -35,6 +34,7 @@ class CachedPictures:
         targets: What pictures of several classes show; None if no picture has more than one.
         numbers: Each picture's number in the list that was decoded, int64 (N,).
         bad_files: What was left out; `labels`, `targets` and `numbers` know nothing of them.
+        fingerprint: That of the list and of how it was decoded.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class CachedPictures:
         targets: Targets | None = None,
         numbers: np.ndarray,
         bad_files: list[BadFile],
+        fingerprint: str,
     ) -> None:
         self.side = int(sizes.min())
         self.labels = labels
@@ -54,6 +55,7 @@ class CachedPictures:
         self.targets = targets
         self.numbers = numbers
         self.bad_files = bad_files
+        self.fingerprint = fingerprint
         self._flat = flat
         self._sizes = sizes
         self._offsets = _offsets(sizes)
@@ -76,7 +78,16 @@ class CachedPictures:
         flat = np.asarray(np.memmap(folder / "pictures.bin", dtype=np.uint8, mode="r"))
         bad_files = [BadFile(**bad) for bad in state["bad_files"]]
         classes = tuple(state["classes"])
-        return cls(flat, sizes, labels, classes=classes, targets=targets, numbers=numbers, bad_files=bad_files)
+        return cls(
+            flat,
+            sizes,
+            labels,
+            classes=classes,
+            targets=targets,
+            numbers=numbers,
+            bad_files=bad_files,
+            fingerprint=state["fingerprint"],
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,13 +129,13 @@ def build_cache(images: ImageList, folder: Path, *, resize: int, max_bad_fractio
     Raises:
         DataError: If more pictures are unusable, or all of them, or the folder can't be written.
     """
-    fingerprint = _fingerprint(images, resize)
+    known_by = fingerprint(images, _CACHE_VERSION, resize)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").unlink(missing_ok=True)
         state = _read_state(folder)
-        if state is None or state["fingerprint"] != fingerprint:
-            _write_cache(images, folder, fingerprint, resize=resize, max_bad_fraction=max_bad_fraction, threads=threads)
+        if state is None or state["fingerprint"] != known_by:
+            _write_cache(images, folder, known_by, resize=resize, max_bad_fraction=max_bad_fraction, threads=threads)
         else:
             bad_files = [BadFile(**bad) for bad in state["bad_files"]]
             check_bad_share(bad_files, len(images), max_bad_fraction=max_bad_fraction)
@@ -136,7 +147,7 @@ def build_cache(images: ImageList, folder: Path, *, resize: int, max_bad_fractio
 
 
 def _write_cache(
-    images: ImageList, folder: Path, fingerprint: str, *, resize: int, max_bad_fraction: float, threads: int
+    images: ImageList, folder: Path, known_by: str, *, resize: int, max_bad_fraction: float, threads: int
 ) -> None:
     (folder / "cache.json").unlink(missing_ok=True)
     with TemporaryDirectory(prefix="building-", dir=folder) as name:
@@ -153,7 +164,7 @@ def _write_cache(
             building / "index.npz", sizes=sizes, labels=images.labels[good], numbers=good, targets=targets.values[good]
         )
         state = {
-            "fingerprint": fingerprint,
+            "fingerprint": known_by,
             "classes": images.classes,
             "targets": targets.classes,
             "bad_files": [asdict(each) for each in bad],
@@ -220,30 +231,6 @@ def _slice(flat: np.ndarray, sizes: np.ndarray, offsets: np.ndarray, index: int)
     """A picture of the flat file, a view (H, W, 3)."""
     height, width = sizes[index]
     return flat[offsets[index] : offsets[index] + 3 * height * width].reshape(height, width, 3)
-
-
-def _fingerprint(images: ImageList, resize: int) -> str:
-    """Changes when the pictures, their labels or the way they are decoded change."""
-    digest = hashlib.blake2b(repr((_CACHE_VERSION, resize, len(images), images.classes)).encode(), digest_size=16)
-    digest.update(images.labels.tobytes())
-    if images.targets is not None:
-        digest.update(repr(images.targets.classes).encode() + images.targets.values.tobytes())
-    if isinstance(images.items, np.ndarray):
-        digest.update(repr(images.items.shape).encode())
-        for start in range(0, len(images), 1024):
-            digest.update(images.items[start : start + 1024].tobytes())
-    else:
-        for path in images.items:
-            digest.update(f"{path}\0{_size_and_time(path)}\0".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _size_and_time(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _read_state(folder: Path) -> dict | None:

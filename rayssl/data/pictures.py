@@ -4,6 +4,7 @@ A set whose decoded pictures fit `data.cache_gib` is decoded once into a flat fi
 is decoded by worker processes while training goes on (`rayssl.data.stream`). `rayssl.data.opening` chooses.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -111,6 +112,10 @@ class Pictures(Protocol):
     numbers: np.ndarray
     bad_files: list[BadFile]
 
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits that change with the pictures that were listed and the way they are decoded."""
+
     def __len__(self) -> int: ...
 
     def batches(self, plan: Plan) -> Iterator[torch.Tensor]:
@@ -121,6 +126,33 @@ class Pictures(Protocol):
         distorted. In memory the channels come last.
         """
         ...
+
+
+def fingerprint(images: ImageList, *settings: object) -> str:
+    """32 hex digits that change when the pictures, their labels or these settings change.
+
+    Pictures in memory count by their pixels, files by path, size and time of the last change.
+    """
+    digest = hashlib.blake2b(repr((*settings, len(images), images.classes)).encode(), digest_size=16)
+    digest.update(images.labels.tobytes())
+    if images.targets is not None:
+        digest.update(repr(images.targets.classes).encode() + images.targets.values.tobytes())
+    if isinstance(images.items, np.ndarray):
+        digest.update(repr(images.items.shape).encode())
+        for start in range(0, len(images), 1024):
+            digest.update(images.items[start : start + 1024].tobytes())
+    else:
+        for path in images.items:
+            digest.update(f"{path}\0{_size_and_time(path)}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def check_size(images: ImageList, *, image_size: int, allow_upscaling: bool) -> None:

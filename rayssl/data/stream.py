@@ -1,13 +1,14 @@
 """Pictures decoded while training goes on, by worker processes."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rayssl.data.images import BadImageError, cut_window, decode_item, enlarge, squeeze
-from rayssl.data.pictures import BadFile, ImageList, Plan, check_bad_share
+from rayssl.data.pictures import BadFile, ImageList, Plan, check_bad_share, fingerprint
 
 
 class StreamedPictures:
@@ -41,6 +42,11 @@ class StreamedPictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Pictures`; looks at every file, so not before it is asked for."""
+        return fingerprint(self._images, "streamed", self.side)
+
     def batches(self, plan: Plan) -> Iterator[torch.Tensor]:
         """See `Pictures.batches`; iterations that overlap get worker processes of their own.
 
@@ -72,7 +78,9 @@ class StreamedPictures:
         for index, reason in reasons.items():
             if index not in self._bad_indices:
                 self._bad_indices.add(index)
-                self.bad_files.append(BadFile(self._images.name_of(index), reason))
+                bad = BadFile(self._images.name_of(index), reason)
+                if bad not in self.bad_files:  # it may be known from features that were kept
+                    self.bad_files.append(bad)
         if reasons:
             check_bad_share(self.bad_files, len(self), max_bad_fraction=self._max_bad_fraction, spared=1)
 

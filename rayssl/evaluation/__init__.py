@@ -15,6 +15,7 @@ from rayssl.evaluation.base import (
     merge_parts,
 )
 from rayssl.evaluation.detection import DetectionConfig
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.features import extract_features, feature_statistics, pool_block, run_blocks, unchanged
 from rayssl.evaluation.knn import knn_top1
 from rayssl.evaluation.knn_protocol import KnnConfig
@@ -34,6 +35,7 @@ __all__ = [
     "AnyEvaluation",
     "DetectionConfig",
     "Evaluation",
+    "FeatureStore",
     "GroupEvaluation",
     "KnnConfig",
     "LinearProbeConfig",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rayssl.backbones import NUM_BLOCKS, Backbone
 from rayssl.data import DataConfig, ImageList, Pictures
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.runtime import Runtime
 from rayssl.schema import Config
 
@@ -40,9 +41,27 @@ class Evaluation(Protocol):
         """The tag in a recipe, and the first part of its metrics' names."""
 
     def evaluate(
-        self, encoder: Backbone, train: Pictures, test: Pictures, *, data: DataConfig, seed: int, device: torch.device
+        self,
+        encoder: Backbone,
+        train: Pictures,
+        test: Pictures,
+        *,
+        data: DataConfig,
+        seed: int,
+        device: torch.device,
+        features: FeatureStore,
     ) -> Iterator[tuple[str, float]]:
-        """Yield (metric name, value) pairs, names like `linear_probe/b3/top1`; the encoder is left as it was."""
+        """Yield (metric name, value) pairs, names like `linear_probe/b3/top1`; the encoder is left as it was.
+
+        Args:
+            encoder: On `device`.
+            train: Pictures to learn from.
+            test: Pictures to tell.
+            data: How the pictures are read.
+            seed: Of all draws.
+            device: Where it runs.
+            features: Where whole sets' features are kept, and found again if they were asked for before.
+        """
 
     def describe(self, train: Pictures, test: Pictures) -> str:
         """Say in a sentence or two what the numbers mean: the settings, and the level of chance."""

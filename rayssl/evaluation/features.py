@@ -1,8 +1,9 @@
 """Features of a frozen encoder: block by block, pooled, checked to leave it alone, and described in numbers."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import exp, isqrt, nan, sqrt
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch.nn import functional
 
 from rayssl.backbones import NUM_BLOCKS, Backbone
 from rayssl.errors import ConfigError
+
+_Name = TypeVar("_Name")
 
 _GOYAL_POOLING = {  # block: ((channels, side) of the map at 224 px, (kernel, stride, padding))
     1: ((64, 112), (10, 10, 4)),
@@ -72,15 +75,41 @@ def extract_features(
     if not blocks or not set(blocks) <= set(range(1, NUM_BLOCKS + 1)):
         raise ValueError(f"blocks: must be some of 1..{NUM_BLOCKS}, got {list(blocks)}")
     rows = _Rows(num_images, dtype)
+    pool_batches(backbone, batches, wanted={block: (block, pool) for block in blocks}, device=device, keep=rows.append)
+    return rows.collect()
+
+
+def pool_batches(
+    backbone: Backbone,
+    batches: Iterable[Tensor],
+    *,
+    wanted: Mapping[_Name, tuple[int, Callable[[Tensor, int], Tensor]]],
+    device: torch.device | str,
+    keep: Callable[[dict[_Name, Tensor]], None],
+) -> None:
+    """Run an encoder once and hand on several kinds of features, in eval mode and without autograd.
+
+    Args:
+        backbone: The encoder, on `device`; its mode is restored.
+        batches: Normalised pictures, (N, 3, S, S) each.
+        wanted: Name -> the block, 1..5, and what turns its map (N, C, H, W) and its number into features (N, F).
+        device: Where the encoder runs.
+        keep: Called with the features of each batch, name -> (N, F) on `device`.
+    """
+    last_block = max(block for block, _ in wanted.values())
     with _eval_mode(backbone):
         for images in batches:
             # Entered batch by batch: inference mode must leak neither into the caller's generator nor into the
             # result, which linear heads are trained on.
             with torch.inference_mode():
-                maps = _feature_maps(backbone, images.to(device), max(blocks))
-                pooled = {block: pool(map_, block) for block, map_ in enumerate(maps, start=1) if block in blocks}
-            rows.append(pooled)
-    return rows.collect()
+                maps = _feature_maps(backbone, images.to(device), last_block)
+                pooled = {
+                    name: pool(map_, block)
+                    for block, map_ in enumerate(maps, start=1)
+                    for name, (own_block, pool) in wanted.items()
+                    if own_block == block
+                }
+            keep(pooled)
 
 
 def pool_block(feature_map: Tensor, block: int, *, max_features: int = MOST_FEATURES) -> Tensor:

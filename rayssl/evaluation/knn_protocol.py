@@ -9,12 +9,11 @@ from pydantic import Field
 
 from rayssl.backbones import Backbone
 from rayssl.data import DataConfig, Pictures
-from rayssl.data.loaders import plain_views
 from rayssl.evaluation.base import BlockEvaluation, Sanity, chance_level, shuffled_top, without_labels
-from rayssl.evaluation.features import extract_features, unchanged
+from rayssl.evaluation.feature_kinds import CenterViews, MeanPool
+from rayssl.evaluation.feature_store import FeatureStore
+from rayssl.evaluation.features import unchanged
 from rayssl.evaluation.knn import knn_top1
-
-_VIEWS_AT_ONCE = 128
 
 
 class KnnConfig(BlockEvaluation):
@@ -27,28 +26,26 @@ class KnnConfig(BlockEvaluation):
     """Divides the cosine similarities; small values listen to the nearest alone."""
 
     def evaluate(
-        self, encoder: Backbone, train: Pictures, test: Pictures, *, data: DataConfig, seed: int, device: torch.device
+        self,
+        encoder: Backbone,
+        train: Pictures,
+        test: Pictures,
+        *,
+        data: DataConfig,
+        seed: int,
+        device: torch.device,
+        features: FeatureStore,
     ) -> Iterator[tuple[str, float]]:
         """Yield `knn/b3/k20/top1` for each block, its map averaged over the cells, and `knn/best/k20/top1`."""
+        rows = [np.flatnonzero(pictures.labels >= 0) for pictures in (train, test)]
         with unchanged(encoder):
-            rows = [np.flatnonzero(pictures.labels >= 0) for pictures in (train, test)]
-            train_features, test_features = (
-                extract_features(
-                    encoder,
-                    plain_views(
-                        pictures,
-                        labelled,
-                        image_size=data.image_size,
-                        eval_resize=data.eval_resize,
-                        batch_size=_VIEWS_AT_ONCE,
-                        device=device,
-                    ),
-                    blocks=self.blocks,
-                    pool=lambda feature_map, block: feature_map.mean((2, 3)),
-                    device=device,
-                    num_images=len(labelled),
-                )
-                for pictures, labelled in zip((train, test), rows, strict=True)
+            train_features, test_features = features.extract(
+                encoder,
+                ((train, rows[0]), (test, rows[1])),
+                views=CenterViews(data.image_size, data.eval_resize),
+                blocks=self.blocks,
+                pool=MeanPool(),
+                device=device,
             )
         best = dict.fromkeys(self.k, 0.0)
         for block in self.blocks:

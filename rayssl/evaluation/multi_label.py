@@ -1,28 +1,23 @@
-"""What evaluations of pictures with several classes share: whole pictures as views, features, classes that can be told.
+"""What evaluations of pictures with several classes share: features of whole pictures, classes that can be told."""
 
-Views are the whole picture, resized to a square with its aspect distorted and without a crop (Goyal et al. 2019).
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from rayssl.backbones import Backbone
 from rayssl.data import DataConfig, Pictures
-from rayssl.data.augment import normalize, to_float
 from rayssl.evaluation.average_precision import average_precisions
 from rayssl.evaluation.base import BlockEvaluation, Sanity
-from rayssl.evaluation.features import MOST_FEATURES, cache_dtype, extract_features, pool_block, unchanged
+from rayssl.evaluation.feature_kinds import GoyalPool, WholeViews
+from rayssl.evaluation.feature_store import FeatureStore
+from rayssl.evaluation.features import MOST_FEATURES, unchanged
 from rayssl.evaluation.linear_svm import l2_normalize
 
-_VIEWS_AT_ONCE = 64
 _DRAWS = 50
 _DEVIATIONS = 5
 """Standard deviations of a random ranking's mean AP that are still noise."""
@@ -75,32 +70,31 @@ class MultiLabelEvaluation(BlockEvaluation):
         return np.where(values == 0, -1, values).astype(np.int8) if self.difficult == "negative" else values
 
     def features_of(
-        self, encoder: Backbone, train: Pictures, test: Pictures, *, data: DataConfig, device: torch.device
+        self,
+        encoder: Backbone,
+        train: Pictures,
+        test: Pictures,
+        *,
+        data: DataConfig,
+        device: torch.device,
+        features: FeatureStore,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Each block with its L2-normalised features of both sets, (N, F) and (M, F); one is held less at a time."""
-        pool = partial(pool_block, max_features=self.max_features)
-        blank = torch.zeros(1, 3, data.image_size, data.image_size)
+        """Each block with its L2-normalised features of both sets, (N, F) and (M, F).
+
+        Only those of the current block are copied into this process, if the caller drops them before the next.
+        """
         with unchanged(encoder):
-            sizes = extract_features(encoder, [blank], blocks=self.blocks, pool=pool, device=device)
-            num_features = sum(features.shape[1] for features in sizes.values())
-            dtype = cache_dtype(len(train) + len(test), num_features, limit_gib=self.feature_cache_gib)
-            train_features, test_features = (
-                extract_features(
-                    encoder,
-                    whole_views(pictures, image_size=data.image_size, device=device),
-                    blocks=self.blocks,
-                    pool=pool,
-                    device=device,
-                    dtype=dtype,
-                    num_images=len(pictures),
-                )
-                for pictures in (train, test)
+            both = features.extract(
+                encoder,
+                [(pictures, np.arange(len(pictures))) for pictures in (train, test)],
+                views=WholeViews(data.image_size),
+                blocks=self.blocks,
+                pool=GoyalPool(self.max_features),
+                memory_gib=self.feature_cache_gib,
+                device=device,
             )
         for block in self.blocks:
-            both = [whole.pop(block) for whole in (train_features, test_features)]
-            for features in both:
-                l2_normalize(features, out=features)
-            yield block, both[0], both[1]
+            yield block, _normalized(both[0].pop(block)), _normalized(both[1].pop(block))
 
     def shuffled_map(self, metric: str, train: Pictures, test: Pictures) -> Sanity:
         """The sanity of a mean average precision: what random rankings reach."""
@@ -132,17 +126,6 @@ class ToldClasses:
     """Names of the others."""
 
 
-def whole_views(pictures: Pictures, *, image_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Normalised views of whole pictures, resized to a square, all in order: (n, 3, image_size, image_size)."""
-    chunks: Sequence[np.ndarray] = np.array_split(np.arange(len(pictures)), -(-len(pictures) // _VIEWS_AT_ONCE))
-    for windows in pictures.batches((chunk, None) for chunk in chunks):
-        views = to_float(windows.to(device))
-        if views.shape[-1] != image_size:
-            size = (image_size, image_size)
-            views = functional.interpolate(views, size, mode="bilinear", align_corners=False, antialias=True)
-        yield normalize(views).contiguous(memory_format=torch.channels_last)
-
-
 def random_average_precision(targets: np.ndarray) -> np.ndarray:
     """Mean average precisions of 50 random rankings of targets (N, C); a class ignores its rows with 0."""
     generator = torch.Generator().manual_seed(0)
@@ -152,3 +135,8 @@ def random_average_precision(targets: np.ndarray) -> np.ndarray:
         for column in columns
     ]
     return torch.stack(draws).nanmean(0).numpy()
+
+
+def _normalized(features: Tensor) -> Tensor:
+    """In place: of a copy-on-write map this makes the process's own copy."""
+    return l2_normalize(features, out=features)

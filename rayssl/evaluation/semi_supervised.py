@@ -17,6 +17,7 @@ from rayssl.data.loaders import plain_views
 from rayssl.errors import RaysslError
 from rayssl.evaluation.augmented_heads import augmented_batches, steps_an_epoch
 from rayssl.evaluation.base import Sanity, balanced_subset, chance_level, shuffled_top, without_labels
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.features import unchanged
 from rayssl.evaluation.linear_heads import REFERENCE_BATCH
 from rayssl.schema import Config
@@ -45,9 +46,19 @@ class SemiSupervisedConfig(Config):
     """Shares of the training after each of which the learning rate falls to a tenth."""
 
     def evaluate(
-        self, encoder: Backbone, train: Pictures, test: Pictures, *, data: DataConfig, seed: int, device: torch.device
+        self,
+        encoder: Backbone,
+        train: Pictures,
+        test: Pictures,
+        *,
+        data: DataConfig,
+        seed: int,
+        device: torch.device,
+        features: FeatureStore,
     ) -> Iterator[tuple[str, float]]:
         """Yield `semi_supervised/1_percent/top5` and `.../top1`, shares in [0, 1]; the encoder is copied.
+
+        The copy learns, so no features are kept.
 
         Raises:
             RaysslError: If the loss is not finite.

@@ -10,6 +10,7 @@ from pydantic import Field
 from rayssl.backbones import Backbone
 from rayssl.data import DataConfig, Pictures
 from rayssl.evaluation.base import Sanity
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.linear_svm import COSTS
 from rayssl.evaluation.multi_label import MultiLabelEvaluation
 from rayssl.evaluation.svm_low_shot import NEGATIVES_A_POSITIVE, NUM_POSITIVES, evaluate_low_shot
@@ -41,7 +42,15 @@ class VocLowShotConfig(MultiLabelEvaluation):
         return tuple(k for k in self.positives if k <= most)
 
     def evaluate(
-        self, encoder: Backbone, train: Pictures, test: Pictures, *, data: DataConfig, seed: int, device: torch.device
+        self,
+        encoder: Backbone,
+        train: Pictures,
+        test: Pictures,
+        *,
+        data: DataConfig,
+        seed: int,
+        device: torch.device,
+        features: FeatureStore,
     ) -> Iterator[tuple[str, float]]:
         """Yield `voc07_low_shot/b4/k8/map`, its `_std` over samples, and `voc07_low_shot/best/k8/map`.
 
@@ -54,7 +63,9 @@ class VocLowShotConfig(MultiLabelEvaluation):
         test_targets = torch.from_numpy(np.ascontiguousarray(test.targets.values[:, classes]))
         possible = self.possible_positives(train, test)
         best = dict.fromkeys(possible, 0.0)
-        for block, train_features, test_features in self.features_of(encoder, train, test, data=data, device=device):
+        for block, train_features, test_features in self.features_of(
+            encoder, train, test, data=data, device=device, features=features
+        ):
             results = evaluate_low_shot(
                 train_features.to(device),
                 train_targets.to(device),
@@ -65,6 +76,7 @@ class VocLowShotConfig(MultiLabelEvaluation):
                 costs=self.costs,
                 seed=seed,
             )
+            del train_features, test_features  # the next block's are copied while this frame waits
             for k, result in results.items():
                 yield f"{self.name}/b{block}/k{k}/map", result.mean
                 if self.samples > 1:

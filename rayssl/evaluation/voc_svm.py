@@ -9,6 +9,7 @@ from pydantic import Field
 from rayssl.backbones import Backbone
 from rayssl.data import DataConfig, Pictures
 from rayssl.evaluation.base import Sanity
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.linear_svm import COSTS
 from rayssl.evaluation.multi_label import MultiLabelEvaluation
 from rayssl.evaluation.svm import evaluate_svm
@@ -29,7 +30,15 @@ class VocSvmConfig(MultiLabelEvaluation):
         return self.folds, self.folds
 
     def evaluate(
-        self, encoder: Backbone, train: Pictures, test: Pictures, *, data: DataConfig, seed: int, device: torch.device
+        self,
+        encoder: Backbone,
+        train: Pictures,
+        test: Pictures,
+        *,
+        data: DataConfig,
+        seed: int,
+        device: torch.device,
+        features: FeatureStore,
     ) -> Iterator[tuple[str, float]]:
         """Yield `voc07_svm/b4/map` and `voc07_svm/b4/ap/CLASS` for each block, and `voc07_svm/best/map`.
 
@@ -45,7 +54,9 @@ class VocSvmConfig(MultiLabelEvaluation):
         train_targets = torch.from_numpy(self.train_targets(train)[:, classes])
         test_targets = torch.from_numpy(test.targets.values[:, classes])
         best = 0.0
-        for block, train_features, test_features in self.features_of(encoder, train, test, data=data, device=device):
+        for block, train_features, test_features in self.features_of(
+            encoder, train, test, data=data, device=device, features=features
+        ):
             result = evaluate_svm(
                 train_features.to(device),
                 train_targets.to(device),
@@ -55,6 +66,7 @@ class VocSvmConfig(MultiLabelEvaluation):
                 num_folds=self.folds,
                 seed=seed,
             )
+            del train_features, test_features  # the next block's are copied while this frame waits
             yield f"{self.name}/b{block}/map", result.mean
             for number, precision in zip(classes, result.average_precision.tolist(), strict=True):
                 yield f"{self.name}/b{block}/ap/{train.targets.classes[number]}", precision

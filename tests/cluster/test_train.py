@@ -180,7 +180,8 @@ def test_a_killed_driver_is_started_again_and_goes_on_in_its_stage(small_run: Sm
 def test_mgta_killed_in_the_second_half_of_round_3_goes_on_there(small_run: SmallRun) -> None:
     """Stages: the baseline, three rounds of two halves, the final round; round 3's second half is the seventh."""
     command = [sys.executable, "-m", "rayssl", "pretrain", "mgta-small", *SMALL_MGTA, "method.rounds.count=3"]
-    command += ["method.rounds.epochs=4", "cluster.workers=2", f"storage_path={small_run.storage}"]
+    # Long rounds: workers go on for a moment after their driver is gone.
+    command += ["method.rounds.epochs=16", "cluster.workers=2", f"storage_path={small_run.storage}"]
     shown, (whole, resumed) = ended_after_a_kill(command, "stage 7/8")
     assert "going on from" in shown
     assert "stage 6/8" not in shown

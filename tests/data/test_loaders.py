@@ -25,6 +25,7 @@ class NumberedPictures:
         self.bad_files: list[BadFile] = []
         self.targets: Targets | None = None
         self.numbers = np.arange(len(self.labels))
+        self.fingerprint = ""
         self.positions: list[float] = []
 
     def __len__(self) -> int:

@@ -1,12 +1,13 @@
 """Lists of pictures, and what their headers tell."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rayssl.data.pictures import ImageList, check_size, header_sizes
+from rayssl.data.pictures import ImageList, Targets, check_size, fingerprint, header_sizes
 from rayssl.errors import DataError
 from tests.data.picture_files import noise, write_pictures
 
@@ -28,6 +29,23 @@ def test_selecting_keeps_pictures_and_labels_together() -> None:
     assert of_paths.labels.tolist() == of_array.labels.tolist() == [0, -1]
     assert of_paths.has_labels
     assert not of_paths.select(np.array([1])).has_labels
+
+
+def test_a_fingerprint_changes_with_files_pixels_labels_and_settings(tmp_path: Path) -> None:
+    files = write_pictures(tmp_path, [noise(8, 8, 3), noise(8, 8, 3)])
+    pixels = ImageList(noise(2, 8, 8, 3), files.labels, files.classes)
+    told = Targets(("a",), np.ones((2, 1), dtype=np.int8))
+    other_pixels = np.array(pixels.items)
+    other_pixels[1, 7, 7, 2] ^= 1
+    before = fingerprint(files, 1)
+    lists = [files, pixels, files.select(np.array([1, 0])), files.select(np.array([0]))]
+    lists += [ImageList(other_pixels, pixels.labels, pixels.classes), ImageList(files.items, files.labels + 1, ("b",))]
+    lists += [ImageList(files.items, files.labels, files.classes, told)]
+    prints = {fingerprint(files, 2), *(fingerprint(each, 1) for each in lists)}
+    assert len(prints) == len(lists) + 1
+    assert fingerprint(files, 1) == before
+    os.utime(Path(str(files.items[1])), (0, 0))
+    assert fingerprint(files, 1) != before
 
 
 def test_headers_tell_upright_sizes_and_skip_bad_files(tmp_path: Path) -> None:

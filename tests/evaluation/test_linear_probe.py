@@ -14,6 +14,7 @@ from rayssl.data.pictures import Plan
 from rayssl.errors import ConfigError, RaysslError
 from rayssl.evaluation import AnyEvaluation, Evaluation
 from rayssl.evaluation.base import balanced_subset, chance_level
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.features import pool_block
 from rayssl.evaluation.linear_heads import LinearHeads, fit_linear_heads, top1
 from rayssl.evaluation.linear_probe import LinearProbeConfig, evaluate_linear_probe
@@ -355,6 +356,7 @@ class ColouredSquares:
         self.bad_files: list[BadFile] = []
         self.targets: Targets | None = None
         self.numbers = np.arange(len(self.labels))
+        self.fingerprint = str(seed)
         self._windows = random.integers(0, 200, (num_images, 3, self.side, self.side))
         labelled = np.flatnonzero(self.labels >= 0)
         self._windows[labelled, self.labels[labelled]] += 50
@@ -384,7 +386,8 @@ def test_an_encoder_in_train_mode_is_measured_and_left_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     config: Evaluation = LinearProbeConfig(blocks=(1, 3), epochs=8, batch_size=16, train_limit=100)
     train, test = ColouredSquares(200, seed=0), ColouredSquares(120, seed=1)
-    metrics = dict(config.evaluate(encoder, train, test, data=DigitsConfig(image_size=32), seed=0, device=CPU))
+    data = DigitsConfig(image_size=32)
+    metrics = dict(config.evaluate(encoder, train, test, data=data, seed=0, device=CPU, features=FeatureStore(None)))
     assert list(metrics) == ["linear_probe/b1/top1", "linear_probe/b3/top1", "linear_probe/best/top1"]
     assert metrics["linear_probe/b1/top1"] > 0.8
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
@@ -402,9 +405,9 @@ def test_the_description_names_settings_and_chance() -> None:
 
 def test_features_beyond_the_memory_limit_are_refused_before_they_are_computed() -> None:
     config = LinearProbeConfig(feature_cache_gib=1e-6)
-    pictures = ColouredSquares(50, seed=0)
+    pictures, data, features = ColouredSquares(50, seed=0), DigitsConfig(image_size=32), FeatureStore(None)
     with pytest.raises(ConfigError, match="feature_cache_gib"):
-        dict(config.evaluate(TinyEncoder(), pictures, pictures, data=DigitsConfig(image_size=32), seed=0, device=CPU))
+        dict(config.evaluate(TinyEncoder(), pictures, pictures, data=data, seed=0, device=CPU, features=features))
 
 
 # ---- config ----

@@ -1,5 +1,6 @@
 """The protocols as a whole, on pictures in memory whose classes are colours."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from rayssl.evaluation import (
     merge_parts,
 )
 from rayssl.evaluation.average_precision import average_precision
+from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.linear_svm import l2_normalize
 from rayssl.evaluation.multi_label import random_average_precision
 from rayssl.evaluation.papers import NUMBERS, paper_number, paper_numbers
@@ -56,6 +58,10 @@ class Colours:
         self.numbers = np.arange(count)
         self.bad_files: list[BadFile] = []
 
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.windows.tobytes()).hexdigest()
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -82,8 +88,12 @@ def encoder() -> Backbone:
     return TinyEncoder().train()
 
 
-def measure(evaluation: Evaluation, encoder: Backbone, train: Any, test: Any) -> dict[str, float]:
-    return dict(evaluation.evaluate(encoder, train, test, data=DATA, seed=0, device=CPU))
+def measure(
+    evaluation: Evaluation, encoder: Backbone, train: Any, test: Any, *, features: FeatureStore | None = None
+) -> dict[str, float]:
+    """The metrics; without a store, features are computed in memory."""
+    features = features or FeatureStore(None)
+    return dict(evaluation.evaluate(encoder, train, test, data=DATA, seed=0, device=CPU, features=features))
 
 
 def name_of(evaluation: Evaluation) -> str:
@@ -161,7 +171,9 @@ def test_the_svm_protocol_is_linearsvc_on_normalised_features(encoder: Backbone)
     train.targets.values[:5, 0] = test.targets.values[:7, 0] = 0
     config = VocSvmConfig(blocks=(3,), costs=(1.0,))
     metrics = measure(config, encoder, train, test)
-    ((_, train_features, test_features),) = config.features_of(encoder, train, test, data=DATA, device=CPU)
+    ((_, train_features, test_features),) = config.features_of(
+        encoder, train, test, data=DATA, device=CPU, features=FeatureStore(None)
+    )
     torch.testing.assert_close(l2_normalize(train_features), train_features, rtol=1e-4, atol=1e-6)
     signs = np.where(train.targets.values[:, 0] == 1, 1, -1)
     model = LinearSVC(C=1.0, class_weight={1: 2, -1: 1}, max_iter=2000, tol=1e-6, random_state=0)

@@ -35,6 +35,7 @@ class MemoryPictures:
         self.bad_files: list[BadFile] = []
         self.targets: Targets | None = None
         self.numbers = np.arange(len(self.labels))
+        self.fingerprint = ""
 
     def __len__(self) -> int:
         return len(self.pixels)
