@@ -1,5 +1,6 @@
 """What an evaluation is, and what all of them need to know about labels and seeds."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -17,6 +18,7 @@ from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.runtime import Runtime
 from rayssl.schema import Config
 
+_BLOCK = re.compile(r"/b(\d)/")
 _DEVIATIONS = 4
 """Standard deviations above chance that are still taken for noise: five blocks are tried."""
 
@@ -175,12 +177,18 @@ class BlockEvaluation(Config):
 
 
 def merge_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of parts together; of ".../best/..." the highest counts."""
+    """The metrics of parts together, block by block; of ".../best/..." the highest counts, and they come last."""
     merged: dict[str, float] = {}
     for metrics in parts:
         for name, value in metrics.items():
             merged[name] = max(value, merged.get(name, value)) if "/best/" in name else value
-    return merged
+    return dict(sorted(merged.items(), key=lambda item: _block_of(item[0])))
+
+
+def _block_of(name: str) -> int:
+    """The block that a metric belongs to; those of none come after all blocks."""
+    found = _BLOCK.search(name)
+    return int(found[1]) if found else NUM_BLOCKS + 1
 
 
 def without_labels(train: Pictures, test: Pictures) -> str | None:
