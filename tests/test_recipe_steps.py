@@ -81,8 +81,8 @@ def small_config(task: str, storage: Path, workers: int) -> ExperimentConfig:
     overrides = [line for line in SMALL if "method.stages" not in line and "evaluations.0" not in line]
     overrides = [line for line in overrides if "method.task" not in line and "workers" not in line]
     overrides += [*TASKS[task], f"method.stages=[{stages}]", f"cluster.workers={workers}", f"storage_path={storage}"]
-    # Wider than SMALL: torch 2.15's backward pass of strided 1x1 convolutions of 4 to 8 channels, channels last, now and
-    # then spoils memory on CPUs.
+    # Wider than SMALL: torch 2.15's backward pass of strided 1x1 convolutions of 4 to 8 channels, channels last, now
+    # and then spoils memory on CPUs.
     overrides += [
         "backbone.width=16",
         "training.sync_batchnorm=true",
