@@ -1,5 +1,6 @@
 """The `rayssl` command. Imports inside the commands keep `rayssl --help` quick."""
 
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ import click
 from rayssl import __version__
 from rayssl.commands.doctor import doctor
 from rayssl.commands.evaluate import evaluate
+from rayssl.commands.plan import plan
 from rayssl.commands.report import report
 from rayssl.commands.search import search
 from rayssl.commands.submit import jobs, submit
-from rayssl.errors import RaysslError
+from rayssl.errors import RaysslError, RunStopped
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,7 +76,7 @@ def schema(file: Path) -> None:
     click.echo(f"{file}: written. Name it in a recipe's first line: # yaml-language-server: $schema={file}")
 
 
-for _command in (doctor, evaluate, jobs, report, search, submit):
+for _command in (doctor, evaluate, jobs, plan, report, search, submit):
     cli.add_command(_command)
 
 
@@ -83,8 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except RunStopped as stop:
+        click.echo(str(stop), err=True)
+        sys.exit(128 + signal.SIGTERM)
     except RaysslError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        click.echo(
+            f"error: {error.filename or 'disk'}: {error.strerror}. Make room, then give the command again.", err=True
+        )
         sys.exit(2)
     except click.ClickException as error:
         error.show()

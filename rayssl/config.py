@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rayssl.backbones import AnyBackbone
 from rayssl.data import AnyData
@@ -23,8 +23,9 @@ from rayssl.training.optimizers import AnyOptimizer
 class ClusterConfig(Config):
     """The workers that train, and what each of them gets."""
 
-    workers: int = Field(default=2, ge=0)
-    """Worker processes of Ray Train; 0 trains in this process, without Ray."""
+    workers: Annotated[int, Field(ge=0)] | tuple[PositiveInt, PositiveInt] = 2
+    """Worker processes of Ray Train; 0 trains in this process, without Ray. [1, 8]: as many as the cluster has room
+    for, 1 to 8, fewer when nodes are lost, more when they come; batches and learning rate stay the same."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores, and threads of torch, of each worker."""
     gpus_per_worker: float = Field(default=0, ge=0, le=1)
@@ -33,6 +34,39 @@ class ClusterConfig(Config):
     """Times that lost workers are replaced before the run gives up."""
     address: str | None = None
     """A Ray cluster to join ("auto", or HOST:PORT); None: the one that RAY_ADDRESS names, or one of this run's own."""
+
+    @field_validator("workers")
+    @classmethod
+    def _from_few_to_many(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(workers, tuple) and workers[0] >= workers[1]:
+            raise ValueError(f"must be a number, or the least and the most, such as [1, 8], got {list(workers)}")
+        return workers
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change while a run goes on."""
+        return isinstance(self.workers, tuple)
+
+    @property
+    def most_workers(self) -> int:
+        """How many there are if the cluster has room; 0 without Ray."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def least_workers(self) -> int:
+        """With how many a run still goes on; 0 without Ray."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def group_sizes(self) -> range:
+        """How many processes may share a step, without Ray this one."""
+        return range(max(1, self.least_workers), max(1, self.most_workers) + 1)
+
+    def describe_workers(self) -> str:
+        """For a sentence: "2 workers", "1 to 8 workers"."""
+        if isinstance(self.workers, tuple):
+            return f"{self.workers[0]} to {self.workers[1]} workers"
+        return f"{self.workers} worker{'' if self.workers == 1 else 's'}"
 
 
 class ExperimentConfig(Config):
@@ -67,18 +101,33 @@ class ExperimentConfig(Config):
     def _method_agrees(self) -> Self:
         """The method's own rules about batches, workers and views."""
         self.method.check_backbone(self.backbone, self.data.image_size)
-        self.method.check(self.task_setting())
+        for workers in self.cluster.group_sizes:
+            try:
+                self.method.check(self.task_setting(workers=workers))
+            except ValueError as error:
+                if not self.cluster.is_elastic:
+                    raise
+                raise ValueError(
+                    f"{error}. There may be {workers} of {self.cluster.describe_workers()}: every number has to do. "
+                    "Change the batch, or set cluster.workers to one number"
+                ) from None
         return self
 
-    def task_setting(self, classes: tuple[str, ...] = ()) -> TaskSetting:
-        """What a method's tasks have to know; `classes` are known once the pictures are listed."""
+    def task_setting(self, classes: tuple[str, ...] = (), *, workers: int | None = None) -> TaskSetting:
+        """What a method's tasks have to know.
+
+        Args:
+            classes: The pictures', known once they are listed.
+            workers: How many share a step; None: as many as there are at most.
+        """
         return TaskSetting(
             self.data.image_size,
             self.training.batch_size,
-            max(1, self.cluster.workers),
+            workers or max(1, self.cluster.most_workers),
             self.training.sync_batchnorm,
             classes,
             self.data.eval_resize,
+            parts=self.cluster.most_workers if self.cluster.is_elastic else None,
         )
 
 

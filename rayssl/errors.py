@@ -5,10 +5,11 @@ RaysslError
 ├── DataError         a data set that is missing, unreadable or does not fit the recipe
 ├── CheckpointError   a checkpoint or a weights file that can't be used
 ├── TrainingError     training can't go on: the loss is not finite
-└── ClusterError      Ray or MLflow can't be reached, or a worker group was lost for good
+├── ClusterError      Ray or MLflow can't be reached, or a worker group was lost for good
+└── RunStopped        the run was told to stop (SIGTERM) and has written a checkpoint
 
 Each message says where, the rule, the value and the way out; the `rayssl` command prints it and exits
-with code 2. Errors that are ours (a bug) are not in this tree and keep their traceback.
+with code 2, or 143 after a stop. Errors that are ours (a bug) are not in this tree and keep their traceback.
 """
 
 
@@ -34,3 +35,7 @@ class TrainingError(RaysslError):
 
 class ClusterError(RaysslError):
     """The cluster, or the tracking server, can't be reached or lost its workers for good."""
+
+
+class RunStopped(RaysslError):  # noqa: N818  it is no mistake
+    """The run was told to stop and has written a checkpoint."""

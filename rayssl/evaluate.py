@@ -174,7 +174,8 @@ def check_pictures(config: EvaluateConfig) -> list[str]:
             f"{_naming(overlap.same_files)}. A measurement would tell what it has learned by heart: take other folders."
         )
     if isinstance(config.evaluation, GroupEvaluation) and splits.train.targets is not None:
-        config.evaluation.check(splits.train, told, num_workers=max(1, config.cluster.workers))
+        for num_workers in config.cluster.group_sizes:
+            config.evaluation.check(splits.train, told, num_workers=num_workers)
     if not overlap.same_content:
         return []
     return [

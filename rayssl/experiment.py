@@ -12,7 +12,7 @@ import torch
 from rayssl.backbones import Backbone, load_weights
 from rayssl.config import ExperimentConfig
 from rayssl.data import ImageList, Pictures, Splits, check_size, open_pictures
-from rayssl.errors import DataError
+from rayssl.errors import DataError, RunStopped
 from rayssl.evaluate_config import EvaluateConfig
 from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, OnlineEvaluation, listed_pictures
 from rayssl.evaluation.collapse import collapse_warnings
@@ -21,11 +21,12 @@ from rayssl.evaluation.lists import write_chosen_pictures
 from rayssl.methods import Method
 from rayssl.recipe_file import flatten
 from rayssl.report import Report
+from rayssl.run_state import record_again, restore_state, write_state
 from rayssl.runs import open_run
 from rayssl.runtime import EpochDone, LocalRuntime, NullTracker, Runtime, Tracker
-from rayssl.training.checkpoints import Checkpoint, Cursor, load_checkpoint, save_checkpoint
-from rayssl.training.loop import train_stage
-from rayssl.training.stage import TrainedStage, frozen_unchanged
+from rayssl.training.checkpoints import Checkpoint, Cursor
+from rayssl.training.loop import StageStopped, train_stage
+from rayssl.training.stage import frozen_unchanged
 
 
 def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tracker: Tracker | None = None) -> Report:
@@ -41,7 +42,8 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
 
     Raises:
         DataError: If the pictures are missing, unreadable or smaller than the recipe's views.
-        CheckpointError: If the last checkpoint is damaged.
+        CheckpointError: If all checkpoints are damaged, or none can be written.
+        RunStopped: If it was asked to stop; a checkpoint is written.
         TrainingError: If the loss is not finite.
     """
     if runtime is None:
@@ -54,14 +56,18 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     for note in (*_list_bad_files(pictures, runtime), *fitting_evaluations(config, pictures)[1]):
         runtime.show(note)
     encoder = initial_encoder(config).to(runtime.device)
-    method = config.method.build(encoder, config.task_setting(pictures.train.classes), seed=config.seed)
-    restored = _restore(runtime, method)
+    # The recipe's number of workers counts, even where one process does all their work, unless it may change.
+    workers = runtime.world_size if config.cluster.is_elastic else None
+    setting = config.task_setting(pictures.train.classes, workers=workers)
+    method = config.method.build(encoder, setting, seed=config.seed)
+    restored = restore_state(runtime, method)
     history = restored.history
+    record_again(history, method, tracker)
     online = OnlineEvaluation(
         config.online, pictures.train, pictures.validation, data=config.data, seed=config.seed, runtime=runtime
     )
     for index in range(restored.cursor.stage, method.num_stages):
-        resume = restored if restored.cursor.stage == index and restored.cursor.epoch else None
+        resume = restored if restored.cursor.stage == index and restored.cursor.inside_stage else None
         run_stage(config, method, index, pictures.train, online, runtime, tracker, history, resume)
     metrics, notes = evaluate_beside_random(config, method, pictures, runtime)
     notes += _list_bad_files(pictures, runtime)  # again: a large set is read while it is trained on
@@ -73,7 +79,11 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
 
 
 def local_runtime(
-    config: ExperimentConfig, folder: Path, *, show: Callable[[object], None] | None = None
+    config: ExperimentConfig,
+    folder: Path,
+    *,
+    show: Callable[[object], None] | None = None,
+    is_asked_to_stop: Callable[[], bool] | None = None,
 ) -> LocalRuntime:
     """This process as one worker of the config would be.
 
@@ -81,7 +91,13 @@ def local_runtime(
         ClusterError: If the config wants a GPU and there is none.
     """
     settings = config.cluster
-    return LocalRuntime(folder, num_threads=settings.cpus_per_worker, use_gpu=settings.gpus_per_worker > 0, show=show)
+    return LocalRuntime(
+        folder,
+        num_threads=settings.cpus_per_worker,
+        use_gpu=settings.gpus_per_worker > 0,
+        show=show,
+        is_asked_to_stop=is_asked_to_stop,
+    )
 
 
 def run_stage(
@@ -95,14 +111,19 @@ def run_stage(
     history: list[dict[str, float]],
     resume: Checkpoint | None,
 ) -> None:
-    """Train one stage and add a row an epoch to `history`; after each epoch measure, record, save and report."""
+    """Train one stage and add a row an epoch to `history`; after each epoch measure, record, save and report.
+
+    Raises:
+        RunStopped: If the run was asked to stop; a checkpoint is written.
+    """
     plan = method.prepare(index, pictures, runtime, optimizer=config.optimizer)
     stage, schedule = plan.stage, method.schedule(index)
     optimizer = plan.optimizer.build(stage)
     if resume is not None:
         stage.head.load_state_dict(resume.head)
         optimizer.load_state_dict(resume.optimizer)
-    start_epoch = resume.cursor.epoch if resume is not None else 0
+    start = resume.cursor if resume is not None else Cursor(index)
+    save = partial(write_state, config=config, method=method, history=history)
     child = tracker.child(method.name_of(index))
     child.log_params(method.settings_of(index))
     for record in (tracker, child):
@@ -120,39 +141,40 @@ def run_stage(
             settings=plan.optimizer,
             schedule=schedule,
             precision=config.training.precision,
-            start_epoch=start_epoch,
+            start_epoch=start.epoch,
+            start_step=start.step,
+            unfinished=resume.unfinished if resume is not None else None,
         )
-        for epoch, metrics in enumerate(epochs, start=start_epoch + 1):
-            last = epoch == schedule.epochs
-            if plan.measured and (last or epoch % config.online.every == 0):
-                metrics.update(online.measure(method.encoder, stage.last_block))
-            history.append({"stage": index + 1, "epoch": schedule.epochs_before + epoch, **metrics})
-            for record in (tracker, child):
-                record.log_metrics(metrics, step=schedule.epochs_before + epoch)
-            runtime.show(EpochDone(history[-1], method.num_stages, schedule.epochs_run))
-            for remark in (*collapse_warnings(metrics), *method.remarks(index, metrics)):
-                runtime.show(f"warning: {remark}")
-            save = None
-            if not last and epoch % config.training.checkpoint_every == 0:
-                save = partial(
-                    _save,
-                    config=config,
-                    method=method,
-                    history=history,
-                    cursor=Cursor(index, epoch),
-                    stage=stage,
-                    optimizer=optimizer,
-                )
-            if not last:
-                runtime.report(metrics, save)
+        try:
+            for epoch, metrics in enumerate(epochs, start=start.epoch + 1):
+                last = epoch == schedule.epochs
+                if plan.measured and (last or epoch % config.online.every == 0):
+                    metrics.update(online.measure(method.encoder, stage.last_block))
+                history.append({"stage": index + 1, "epoch": schedule.epochs_before + epoch, **metrics})
+                for record in (tracker, child):
+                    record.log_metrics(metrics, step=schedule.epochs_before + epoch)
+                runtime.show(EpochDone(history[-1], method.num_stages, schedule.epochs_run))
+                for remark in (*collapse_warnings(metrics), *method.remarks(index, metrics)):
+                    runtime.show(f"warning: {remark}")
+                save_here = partial(save, cursor=Cursor(index, epoch), stage=stage, optimizer=optimizer)
+                if not last:
+                    runtime.report(metrics, save_here if epoch % config.training.checkpoint_every == 0 else None)
+        except StageStopped as stop:
+            cursor = Cursor(index, stop.epoch, stop.step)
+            save_here = partial(save, cursor=cursor, stage=stage, optimizer=optimizer, unfinished=stop.unfinished)
+            runtime.report(history[-1] if history else {}, save_here)
+            raise RunStopped(
+                f"stopped in stage {index + 1}, epoch {schedule.epochs_before + stop.epoch + 1}, after {stop.step} of "
+                f"{plan.loader.num_steps} steps; the same command goes on from there"
+            ) from None
     for path in method.draw(index, pictures, runtime):
         child.log_artifact(path)
     # Only once the frozen blocks are found unchanged is the stage's end a place to go on from.
-    save = partial(_save, config=config, method=method, history=history, cursor=Cursor(index + 1))
+    save_end = partial(save, cursor=Cursor(index + 1))
     if runtime.rank == 0:
-        save(runtime.folder / f"stage-{index + 1}")
+        save_end(runtime.folder / f"stage-{index + 1}")
         child.log_artifact(runtime.folder / f"stage-{index + 1}", "checkpoint")
-    runtime.report(history[-1], save)
+    runtime.report(history[-1], save_end)
     child.finish()
 
 
@@ -332,7 +354,8 @@ def fitting_evaluations(config: ExperimentConfig, pictures: OpenPictures) -> tup
         if unfit is None:
             if isinstance(evaluation, GroupEvaluation) and pictures.told is not None:
                 lists = listed_pictures(config.data, pictures.train, pictures.told, data_seed=config.seed)
-                evaluation.check(*lists, num_workers=max(1, config.cluster.workers))
+                for num_workers in config.cluster.group_sizes:
+                    evaluation.check(*lists, num_workers=num_workers)
             fitting.append(evaluation)
         else:
             skipped.append(f"The evaluation {evaluation.name} is skipped: {unfit}.")
@@ -373,42 +396,6 @@ def _list_bad_files(pictures: OpenPictures, runtime: Runtime) -> list[str]:
     if runtime.rank == 0:
         path.write_text("\n".join(lines) + "\n")
     return [f"{len(lines)} pictures can't be read and are left out; {path} lists them."]
-
-
-def _restore(runtime: Runtime, method: Method) -> Checkpoint:
-    folder = runtime.restore()
-    if folder is None:
-        return Checkpoint(Cursor(), backbone={})
-    checkpoint = load_checkpoint(folder, device=runtime.device)
-    method.encoder.load_state_dict(checkpoint.backbone)
-    method.load_state(checkpoint.method)
-    runtime.show(
-        f"going on from {folder}: stage {checkpoint.cursor.stage + 1}, after {checkpoint.cursor.epoch} epochs of it"
-    )
-    return checkpoint
-
-
-def _save(
-    folder: Path,
-    *,
-    config: ExperimentConfig,
-    method: Method,
-    history: list[dict[str, float]],
-    cursor: Cursor,
-    stage: TrainedStage | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> None:
-    """Write a checkpoint; without a stage the one of a stage's end, whose head and optimiser are dropped."""
-    checkpoint = Checkpoint(
-        cursor=cursor,
-        backbone=method.encoder.state_dict(),
-        method=method.state(),
-        head=stage.head.state_dict() if stage is not None else {},
-        optimizer=optimizer.state_dict() if optimizer is not None else {},
-        history=history,
-        config=config.model_dump(mode="json", by_alias=True),
-    )
-    save_checkpoint(checkpoint, folder)
 
 
 def _write_results(report: Report, config: ExperimentConfig, encoder: Backbone, tracker: Tracker) -> None:

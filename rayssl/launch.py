@@ -2,18 +2,23 @@
 
 import shlex
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from rayssl.config import ExperimentConfig
+from rayssl.errors import RunStopped
 from rayssl.experiment import initial_encoder, local_runtime, open_data, run_experiment
 from rayssl.report import Report
 from rayssl.runs import RunFolder, open_run
+from rayssl.stopping import asked_to_stop
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 
 
 def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[object], None] = print) -> Report:
     """Train and evaluate a recipe, or go on with a run of it that is not finished.
+
+    SIGTERM ends it with a checkpoint, as soon as the workers agree on a step.
 
     Args:
         config: The resolved recipe.
@@ -24,7 +29,7 @@ def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[o
         The report; its files are in `Report.folder`.
 
     Raises:
-        RaysslError: Any of its kinds; the run is marked as failed in MLflow.
+        RaysslError: Any of its kinds; the run is marked as failed in MLflow, or as killed if it was stopped.
     """
     run = open_run(config, fresh=fresh)
     with run.locked():
@@ -33,8 +38,9 @@ def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[o
         mark_dead_runs(uri)
         show(f"run {run.run_id} in {run.path}")
         try:
-            return _train(config, run, tracker, show)
-        except (KeyboardInterrupt, SystemExit):
+            with asked_to_stop() as asked:
+                return _train(config, run, tracker, show, asked)
+        except (KeyboardInterrupt, SystemExit, RunStopped):
             tracker.finish("KILLED")
             raise
         except BaseException:
@@ -42,15 +48,22 @@ def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[o
             raise
 
 
-def _train(config: ExperimentConfig, run: RunFolder, tracker: MLflowTracker, show: Callable[[object], None]) -> Report:
+def _train(
+    config: ExperimentConfig,
+    run: RunFolder,
+    tracker: MLflowTracker,
+    show: Callable[[object], None],
+    asked: threading.Event,
+) -> Report:
     if config.cluster.workers == 0:
-        return run_experiment(config, local_runtime(config, run.path, show=show), tracker)
+        runtime = local_runtime(config, run.path, show=show, is_asked_to_stop=asked.is_set)
+        return run_experiment(config, runtime, tracker)
     from rayssl.cluster.train import run_on_ray
 
     open_data(config, run.path)  # mistakes in pictures and weights show here, before any worker is paid for
     initial_encoder(config)
-    show(f"starting {config.cluster.workers} workers on Ray ...")
-    return run_on_ray(config, run.path, tracking_uri=tracker.uri, show=show)
+    show(f"starting {config.cluster.describe_workers()} on Ray ...")
+    return run_on_ray(config, run.path, tracking_uri=tracker.uri, show=show, asked_to_stop=asked)
 
 
 def mlflow_command(storage_path: Path) -> str:

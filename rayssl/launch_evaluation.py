@@ -80,7 +80,7 @@ def _measure(config: EvaluateConfig, work: Path, show: Callable[[object], None])
         return run_evaluation(config, runtime)
     from rayssl.cluster.train import work_on_ray
 
-    show(f"starting {settings.workers} workers on Ray ...")
+    show(f"starting {settings.describe_workers()} on Ray ...")
     return work_on_ray(run_evaluation, config, work, tracking_uri=None, show=show)
 
 

@@ -76,8 +76,16 @@ class Runtime(Protocol):
     def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
         """End an epoch; called equally often on all ranks. On rank 0 `save` writes a checkpoint into a given folder."""
 
-    def restore(self) -> Path | None:
-        """The folder of the last checkpoint, None at the first start."""
+    def checkpoints(self) -> Sequence[Path]:
+        """Folders of checkpoints to go on from, the newest first; none at the first start."""
+
+    def stopping(self, epoch: int, step: int) -> bool:
+        """Whether the run is asked to stop; the same answer on all ranks, which ask at the same places.
+
+        Args:
+            epoch: Epochs of the run that are done.
+            step: Steps of the next one that are done.
+        """
 
     def show(self, event: object) -> None:
         """Show progress or a line of text to the person who waits."""
@@ -177,6 +185,7 @@ class LocalRuntime(WorkerGroup):
         num_threads: Threads of torch's CPU operators; None leaves them.
         use_gpu: Train on a GPU, the one that LOCAL_RANK numbers in a group; else on the CPU.
         show: Called on rank 0 with what there is to show.
+        is_asked_to_stop: Whether the run shall stop; None: it never is.
 
     Raises:
         ClusterError: If there is no GPU to use.
@@ -189,6 +198,7 @@ class LocalRuntime(WorkerGroup):
         num_threads: int | None = None,
         use_gpu: bool = False,
         show: Callable[[object], None] | None = None,
+        is_asked_to_stop: Callable[[], bool] | None = None,
     ) -> None:
         if num_threads:
             torch.set_num_threads(num_threads)
@@ -196,6 +206,7 @@ class LocalRuntime(WorkerGroup):
         self.folder = folder
         self._resume = folder / "checkpoints"
         self._show = show
+        self._is_asked_to_stop = is_asked_to_stop
 
     def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
         """Write the checkpoint, then drop the ones before the last two."""
@@ -205,9 +216,15 @@ class LocalRuntime(WorkerGroup):
             for old in self._checkpoints()[:-_KEEP]:
                 shutil.rmtree(old)
 
-    def restore(self) -> Path | None:
-        """The newest checkpoint's folder."""
-        return self._checkpoints()[-1] if self._checkpoints() else None
+    def checkpoints(self) -> Sequence[Path]:
+        """The last two checkpoints' folders."""
+        return self._checkpoints()[::-1]
+
+    def stopping(self, epoch: int, step: int) -> bool:
+        """Whether any process of the group is asked to."""
+        if self._is_asked_to_stop is None:
+            return False
+        return bool(self.sum(torch.tensor(int(self._is_asked_to_stop()), device=self.device)))
 
     def show(self, event: object) -> None:
         """Pass it on, on rank 0."""

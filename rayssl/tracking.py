@@ -17,7 +17,7 @@ from rayssl.errors import ClusterError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Param
+    from mlflow.entities import Metric, Param
     from torch import nn
 
 # Without these a server that is away holds the training up for minutes, a call.
@@ -67,6 +67,7 @@ class MLflowTracker:
         self._outbox = outbox
         self._folder = folder
         self._children: dict[str, MLflowTracker] = {}
+        self._recorded: dict[str, set[int]] | None = None  # steps by metric; None: not asked yet
 
     @classmethod
     def open(cls, folder: Path, *, uri: str, notify: Notify = warnings.warn) -> "MLflowTracker":
@@ -124,12 +125,23 @@ class MLflowTracker:
         client.log_batch(self.run_id, params=rows)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Record numbers at an epoch of the run; an epoch that is done again repeats its numbers."""
+        """Record numbers at an epoch of the run, each once: those of an epoch that is done again are left out."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         rows = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        self._outbox.send(lambda client: client.log_batch(self.run_id, metrics=rows))
+        self._outbox.send(lambda client: self._send_metrics(rows, client))
+
+    def _send_metrics(self, rows: "list[Metric]", client: "MlflowClient") -> None:
+        if self._recorded is None:
+            known = client.get_run(self.run_id).data.metrics
+            histories = {name: client.get_metric_history(self.run_id, name) for name in known}
+            self._recorded = {name: {row.step for row in history} for name, history in histories.items()}
+        new = [row for row in rows if row.step not in self._recorded.get(row.key, ())]
+        if new:
+            client.log_batch(self.run_id, metrics=new)
+        for row in new:
+            self._recorded.setdefault(row.key, set()).add(row.step)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a file, or all files of a folder."""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from rayssl.config import load_config
-from rayssl.errors import ConfigError, DataError
+from rayssl.errors import CheckpointError, ConfigError, DataError, RunStopped
 from rayssl.experiment import build_encoder, run_experiment
 from rayssl.report import Report
 from rayssl.runs import RunFolder, finished_run, newest_run, open_run
@@ -101,6 +101,57 @@ def test_a_run_that_died_goes_on_and_ends_as_if_it_had_not(small_run: SmallRun, 
     assert equal(weights(report), weights(whole))
     assert without_times(report.history) == without_times(whole.history)
     assert report.metrics == whole.metrics
+
+
+@pytest.mark.parametrize("question", [2, 5], ids=["in stage 1", "in stage 2"])
+def test_a_run_that_was_asked_to_stop_goes_on_in_the_middle_of_its_epoch(small_run: SmallRun, question: int) -> None:
+    """14 steps an epoch, a question every 4 steps."""
+    overrides = ["training.batch_size=16", "evaluations=[]"]
+    whole = run_experiment(small_run.config("name=whole", *overrides))
+    config = small_run.config(*overrides)
+    run = open_run(config)
+    asked: list[int] = []
+
+    def is_asked_to_stop() -> bool:
+        asked.append(1)
+        return len(asked) == question
+
+    stage, steps = {2: (1, 8), 5: (2, 8)}[question]
+    with pytest.raises(RunStopped, match=f"stopped in stage {stage}, epoch {stage}, after {steps} of 14 steps"):
+        run_experiment(config, LocalRuntime(run.path, num_threads=1, is_asked_to_stop=is_asked_to_stop))
+    report = run_experiment(config)
+    assert report.folder == run.path
+    assert equal(weights(report), weights(whole))
+    assert without_times(report.history) == without_times(whole.history)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a flipped bit"])
+def test_a_damaged_checkpoint_is_left_for_the_one_before_it(small_run: SmallRun, damage: str) -> None:
+    whole = run_experiment(small_run.config("name=whole"))
+    config = small_run.config()
+    run = open_run(config)
+    with pytest.raises(Interrupted):
+        run_experiment(config, DyingRuntime(run.path, after=3))
+    newest, _ = LocalRuntime(run.path).checkpoints()
+    content = bytearray((newest / "tensors.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "tensors.pt").write_bytes(content[: len(content) // 3] if damage == "truncated" else content)
+    shown: list[object] = []
+    report = run_experiment(config, LocalRuntime(run.path, num_threads=1, show=shown.append))
+    assert any(str(line).startswith(f"warning: {newest}: can't be read") for line in shown)
+    assert equal(weights(report), weights(whole))
+    assert without_times(report.history) == without_times(whole.history)
+
+
+def test_without_any_whole_checkpoint_the_run_says_so(small_run: SmallRun) -> None:
+    config = small_run.config()
+    run = open_run(config)
+    with pytest.raises(Interrupted):
+        run_experiment(config, DyingRuntime(run.path, after=2))
+    for folder in LocalRuntime(run.path).checkpoints():
+        (folder / "tensors.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        run_experiment(config)
 
 
 def test_fresh_leaves_the_unfinished_run_alone(small_run: SmallRun) -> None:

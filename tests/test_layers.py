@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rayssl"
 LAYERS = {
     "errors": 0,
+    "stopping": 0,
     "schema": 0,
     "losses": 1,
     "collectives": 1,
@@ -31,8 +32,10 @@ LAYERS = {
     "report": 4,
     "search_space": 4,
     "search_report": 4,
+    "run_state": 5,
     "experiment": 5,
     "evaluate": 5,
+    "plan": 5,
     "html_report": 5,
     "tracking": 6,
     "cluster": 6,

@@ -36,12 +36,12 @@ def save_text(text: str, folders: list[Path]) -> Callable[[Path], None]:
 
 def test_two_checkpoints_are_kept_and_the_newest_is_restored(tmp_path: Path) -> None:
     runtime = LocalRuntime(tmp_path)
-    assert runtime.restore() is None
+    assert runtime.checkpoints() == []
     written: list[Path] = []
     for number in range(12):
         runtime.report({}, save_text(str(number), written))
-        restored = runtime.restore()
-        assert restored is not None and (restored / "text").read_text() == str(number)
+        texts = [(folder / "text").read_text() for folder in runtime.checkpoints()]
+        assert texts == [str(number), str(number - 1)][: number + 1]
     kept = sorted((tmp_path / "checkpoints").iterdir())
     assert [(path / "text").read_text() for path in kept] == ["10", "11"]
     assert len(set(written)) == 12
@@ -50,11 +50,11 @@ def test_two_checkpoints_are_kept_and_the_newest_is_restored(tmp_path: Path) -> 
 def test_a_report_without_a_checkpoint_leaves_the_old_ones(tmp_path: Path) -> None:
     runtime = LocalRuntime(tmp_path)
     runtime.report({"loss": 1.0})
-    assert runtime.restore() is None
+    assert runtime.checkpoints() == []
     runtime.report({}, save_text("a", []))
-    before = runtime.restore()
+    before = runtime.checkpoints()
     runtime.report({"loss": 1.0})
-    assert runtime.restore() == before
+    assert runtime.checkpoints() == before
 
 
 def test_a_restarted_run_goes_on_counting(tmp_path: Path) -> None:
@@ -63,8 +63,7 @@ def test_a_restarted_run_goes_on_counting(tmp_path: Path) -> None:
     for text in "abcd":
         LocalRuntime(tmp_path).report({}, save_text(text, written))
     assert [path.name for path in written] == sorted({path.name for path in written})
-    restored = LocalRuntime(tmp_path).restore()
-    assert restored is not None and (restored / "text").read_text() == "d"
+    assert [(folder / "text").read_text() for folder in LocalRuntime(tmp_path).checkpoints()] == ["d", "c"]
 
 
 def test_what_a_crash_left_half_written_is_neither_restored_nor_counted(tmp_path: Path) -> None:
@@ -72,8 +71,7 @@ def test_what_a_crash_left_half_written_is_neither_restored_nor_counted(tmp_path
     runtime.report({}, save_text("whole", []))
     (tmp_path / "checkpoints" / "000002.partial").mkdir()
     (tmp_path / "checkpoints" / "000003.outdated").mkdir()
-    restored = runtime.restore()
-    assert restored is not None and (restored / "text").read_text() == "whole"
+    assert [(folder / "text").read_text() for folder in runtime.checkpoints()] == ["whole"]
     runtime.report({}, save_text("next", []))
     kept = [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert sorted((path / "text").read_text() for path in kept) == ["next", "whole"]
@@ -139,7 +137,7 @@ def work_as_one_of_two(rank: int, folder: str) -> None:
     module = nn.Linear(2, 1, bias=False)
     wrapped = runtime.wrap(module)
     wrapped(torch.tensor([[1.0 + rank, 10.0]])).sum().backward()
-    restored = runtime.restore()
+    restored = runtime.checkpoints()[0]
     results = {
         "place": [runtime.rank, runtime.world_size],
         "odd": runtime.map(lambda item: (item * item, os.getpid()), [0, 1, 2, 3, 4]),
@@ -149,7 +147,7 @@ def work_as_one_of_two(rank: int, folder: str) -> None:
         "gather": runtime.gather({"rank": rank, "text": "x" * (rank + 1)}),
         "wrapped": isinstance(wrapped, DistributedDataParallel),
         "gradient": module.weight.grad.tolist() if module.weight.grad is not None else None,
-        "restored": (restored / "text").read_text() if restored else None,
+        "restored": (restored / "text").read_text(),
         "shown": shown,
     }
     torch.save(results, f"{folder}/rank{rank}.pt")

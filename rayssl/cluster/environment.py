@@ -1,7 +1,9 @@
 """Ray's settings, in one place: what is set before ray is imported, and how a cluster is joined or started."""
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,13 +43,14 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, on loopback
     import ray
 
+    sigterm = signal.getsignal(signal.SIGTERM)
     if ray.is_initialized():  # the caller's own
         _check_size(config)
         yield
         return
     try:
         if address is None:
-            cpus = max(config.workers * config.cpus_per_worker, os.cpu_count() or 1)
+            cpus = max(config.least_workers * config.cpus_per_worker, os.cpu_count() or 1)
             ray.init(num_cpus=cpus, include_dashboard=nested, logging_level="ERROR", log_to_driver=False)
         else:
             _knock(address)
@@ -58,6 +61,8 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
             f"cluster.address: no Ray cluster can be reached at '{address}' ({reason}). "
             "Give HOST:PORT of a running head (`ray start --head`), or leave it out to start one on this machine."
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, sigterm)  # Ray puts one of its own in its place, which ends the process at once
     try:
         _check_size(config)
         yield
@@ -101,10 +106,10 @@ def _check_size(config: ClusterConfig) -> None:
 
     has = ray.cluster_resources()
     for resource, each in (("CPU", float(config.cpus_per_worker)), ("GPU", config.gpus_per_worker)):
-        wanted = config.workers * each
+        wanted = config.least_workers * each
         if wanted > has.get(resource, 0):
             raise ClusterError(
-                f"cluster.workers: {config.workers} workers with {each:g} {resource}s each need {wanted:g}, the "
+                f"cluster.workers: {config.least_workers} workers with {each:g} {resource}s each need {wanted:g}, the "
                 f"cluster has {has.get(resource, 0):g}. Lower cluster.workers or "
                 f"cluster.{resource.lower()}s_per_worker, or add nodes."
             )

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ray
@@ -12,6 +12,7 @@ import torch
 from ray.train.v2._internal.execution import context as train_context
 
 from rayssl.runtime import WorkerGroup
+from rayssl.training.checkpoints import unwritable
 
 
 class ProgressBoard:
@@ -19,6 +20,8 @@ class ProgressBoard:
 
     def __init__(self) -> None:
         self._events: list[object] = []
+        self._latest = (0, 0)
+        self._stop_after: tuple[int, int] | None = None
 
     def post(self, event: object) -> None:
         """Add something to show."""
@@ -29,6 +32,18 @@ class ProgressBoard:
         events, self._events = self._events, []
         return events
 
+    def stop(self) -> None:
+        """Ask all workers to stop at the first place that none of them has passed."""
+        self._stop_after = self._stop_after or self._latest
+
+    def stops_at(self, place: tuple[int, int]) -> bool:
+        """Whether a worker that has come to a place, an epoch and a step, has to stop there; all ask at the same ones.
+
+        Places are compared here, so that workers agree without waiting for each other.
+        """
+        self._latest = max(self._latest, place)
+        return self._stop_after is not None and place > self._stop_after
+
 
 class TrainRuntime(WorkerGroup):
     """One worker of a TorchTrainer; checkpoints go through Ray, so that it can replace lost workers.
@@ -36,10 +51,10 @@ class TrainRuntime(WorkerGroup):
     Args:
         folder: The run's folder, on a file system that all nodes see.
         num_threads: Threads of torch's CPU operators.
-        board: Where rank 0 posts what the driver shows.
+        board: Where rank 0 posts what the driver shows, and where the driver asks to stop; None: nobody looks.
     """
 
-    def __init__(self, folder: Path, *, num_threads: int, board: "ray.actor.ActorHandle") -> None:
+    def __init__(self, folder: Path, *, num_threads: int, board: "ray.actor.ActorHandle | None") -> None:
         torch.set_num_threads(num_threads)
         super().__init__(ray.train.torch.get_device())
         self.folder = folder
@@ -54,14 +69,25 @@ class TrainRuntime(WorkerGroup):
             return
         with tempfile.TemporaryDirectory() as temporary:
             save(Path(temporary) / "checkpoint")
-            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint(str(Path(temporary) / "checkpoint")))
+            try:
+                ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint(str(Path(temporary) / "checkpoint")))
+            except OSError as error:  # while it is copied into the run's folder
+                raise unwritable(self.folder / "ray", error) from None
 
-    def restore(self) -> Path | None:
-        """The folder of Ray's last checkpoint, after a lost worker or a restart of the same run."""
+    def checkpoints(self) -> Sequence[Path]:
+        """Ray's last checkpoint, after a lost worker or a restart of the same run, and the one before it."""
         checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else Path(checkpoint.path)
+        if checkpoint is None:
+            return []
+        newest = Path(checkpoint.path)
+        older = [path for path in newest.parent.glob("checkpoint_*") if path.name < newest.name]
+        return [newest, *sorted(older, reverse=True)]
+
+    def stopping(self, epoch: int, step: int) -> bool:
+        """Whether the driver was told to stop."""
+        return self._board is not None and ray.get(self._board.stops_at.remote((epoch, step)))
 
     def show(self, event: object) -> None:
         """Post it for the driver, on rank 0, without waiting."""
-        if self.rank == 0:
+        if self.rank == 0 and self._board is not None:
             self._board.post.remote(event)

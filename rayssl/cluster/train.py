@@ -1,6 +1,7 @@
 """A run on Ray Train: one TorchTrainer around `run_experiment`, which goes on when workers are lost."""
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from rayssl import errors
 from rayssl.cluster.environment import enter_directory, ray_cluster
 from rayssl.config import ClusterConfig, ExperimentConfig
-from rayssl.errors import ClusterError, RaysslError
+from rayssl.errors import ClusterError, RaysslError, RunStopped
 from rayssl.experiment import run_experiment
 from rayssl.report import Report
 from rayssl.runtime import Runtime, Tracker
@@ -32,10 +33,17 @@ Work = Callable[[Settings, Runtime, Tracker | None], Result]
 
 
 def run_on_ray(
-    config: ExperimentConfig, folder: Path, *, tracking_uri: str | None, show: Callable[[object], None]
+    config: ExperimentConfig,
+    folder: Path,
+    *,
+    tracking_uri: str | None,
+    show: Callable[[object], None],
+    asked_to_stop: threading.Event | None = None,
 ) -> Report:
     """Run the experiment on the workers of `config.cluster`; see `work_on_ray`."""
-    return work_on_ray(run_experiment, config, folder, tracking_uri=tracking_uri, show=show)
+    return work_on_ray(
+        run_experiment, config, folder, tracking_uri=tracking_uri, show=show, asked_to_stop=asked_to_stop
+    )
 
 
 def work_on_ray(
@@ -45,6 +53,7 @@ def work_on_ray(
     *,
     tracking_uri: str | None,
     show: Callable[[object], None],
+    asked_to_stop: threading.Event | None = None,
 ) -> Result:
     """Run a function on all workers of `config.cluster`.
 
@@ -54,15 +63,20 @@ def work_on_ray(
         folder: The run's folder, on a file system that all nodes see. Ray's own state lies in its `ray`.
         tracking_uri: The MLflow server; None records nothing.
         show: Called in this process with what rank 0 has to show.
+        asked_to_stop: Set when the workers shall stop; None: they never shall.
 
     Returns:
         What the function gives on rank 0.
 
     Raises:
         ClusterError: If the cluster can't be reached, is too small, or lost its workers too often.
+        RunStopped: If it was asked to stop.
         RaysslError: What the function itself raised on a worker.
     """
     (folder / _MISTAKE).unlink(missing_ok=True)
+    if config.cluster.is_elastic:
+        # How long a group of the old size is waited for after a loss, before a smaller one is started.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     with ray_cluster(config.cluster):
         import ray
         import ray.train
@@ -94,7 +108,7 @@ def work_on_ray(
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
-        with _shown(board, show):
+        with _shown(board, show, asked_to_stop):
             try:
                 result = trainer.fit().return_value
             except ray.train.TrainingFailedError as error:
@@ -130,6 +144,8 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
         return arguments["work"](config, runtime, tracker)
     except RaysslError as error:
         (folder / _MISTAKE).write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
+        if isinstance(error, RunStopped):  # raised by all workers, so that none is waited for
+            return None
         raise
 
 
@@ -143,11 +159,12 @@ def _raise_mistake(folder: Path) -> None:
 
 
 class _shown:  # noqa: N801  a context manager, named as what it makes of the board
-    """Show what is posted on a board while the body runs."""
+    """Show what is posted on a board while the body runs, and pass on that the workers shall stop."""
 
-    def __init__(self, board: Any, show: Callable[[object], None]) -> None:
+    def __init__(self, board: Any, show: Callable[[object], None], asked_to_stop: threading.Event | None) -> None:
         self._board = board
         self._show = show
+        self._asked_to_stop = asked_to_stop
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
 
@@ -166,6 +183,8 @@ class _shown:  # noqa: N801  a context manager, named as what it makes of the bo
     def _take(self) -> None:
         import ray
 
+        if self._asked_to_stop is not None and self._asked_to_stop.is_set():
+            self._board.stop.remote()
         for event in ray.get(self._board.take.remote()):
             self._show(event)
 

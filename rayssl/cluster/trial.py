@@ -50,7 +50,7 @@ def run_trial(study: Study, folder: Path, values: dict[str, Any]) -> None:
         (own / "config.yaml").write_text(to_yaml(config))
         stages = folder / _STAGES if study.reuse and study.tune.scheduler != "pbt" else None
         trial = _Trial(config, own, study.tune.metric, stages)
-        if config.cluster.workers > 1:
+        if config.cluster.most_workers > 1:
             _train_in_group(trial)
         else:
             _train_here(trial)

@@ -1,7 +1,7 @@
 """Runtimes of a search's trials: inside a trial of Ray Tune, and on the workers that a trial starts."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ray.tune
@@ -48,14 +48,14 @@ class TrialRuntime(LocalRuntime):
             checkpoint = ray.tune.Checkpoint.from_directory(str(Path(temporary) / "checkpoint"))
             ray.tune.report(self._told(self._row), checkpoint=checkpoint)
 
-    def restore(self) -> Path | None:
+    def checkpoints(self) -> Sequence[Path]:
         """Tune's checkpoint of this trial, or of the one it copies; at first the stages that another trial left.
 
         The epochs of those are reported at once, so that schedulers compare all trials at the same epochs.
         """
         checkpoint = ray.tune.get_checkpoint()
         if checkpoint is not None:
-            return Path(checkpoint.path)
+            return [Path(checkpoint.path)]
         found = self._store.find() if self._store is not None else None
         if found is not None:
             left = load_checkpoint(found)
@@ -64,7 +64,7 @@ class TrialRuntime(LocalRuntime):
             for row in left.history:
                 if self._metric in row:
                     ray.tune.report(self._told(row))
-        return found
+        return [found] if found is not None else []
 
     def show(self, event: object) -> None:
         """Keep the epoch's numbers for the report; write sentences to the trial's log."""
@@ -104,14 +104,14 @@ class GroupTrialRuntime(TrainRuntime):
             self._store.offer(self.folder)
         super().report(self._told(self._row), save)
 
-    def restore(self) -> Path | None:
-        """Ray's last checkpoint of this trial, or the stages that another one left, whose epochs are reported."""
-        found = super().restore()
-        if found is not None or self._start is None:
+    def checkpoints(self) -> Sequence[Path]:
+        """Ray's checkpoints of this trial, or the stages that another one left, whose epochs are reported."""
+        found = super().checkpoints()
+        if found or self._start is None:
             return found
         for row in load_checkpoint(self._start).history:
             super().report(self._told(row))
-        return self._start
+        return [self._start]
 
     def show(self, event: object) -> None:
         """As `TrialRuntime.show`."""
@@ -138,9 +138,9 @@ class FinishedRuntime(LocalRuntime):
         super().__init__(folder, num_threads=num_threads, use_gpu=use_gpu)
         self._end = end
 
-    def restore(self) -> Path:
+    def checkpoints(self) -> Sequence[Path]:
         """The checkpoint of the last stage."""
-        return self._end
+        return [self._end]
 
 
 def write_log(folder: Path, text: str) -> None:

@@ -45,7 +45,7 @@ def search_cluster(study: Study) -> Iterator[None]:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     one = _trial_cluster(study)
-    with ray_cluster(one, nested=one.workers > 1):
+    with ray_cluster(one, nested=one.most_workers > 1):
         yield
 
 
@@ -100,9 +100,9 @@ def trials_at_a_time(study: Study) -> int:
         import torch
 
         has = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
-    fitting = has.get("CPU", 1) // (cluster.workers * cluster.cpus_per_worker)
+    fitting = has.get("CPU", 1) // (cluster.most_workers * cluster.cpus_per_worker)
     if cluster.gpus_per_worker:
-        fitting = min(fitting, has.get("GPU", 0) // (cluster.workers * cluster.gpus_per_worker))
+        fitting = min(fitting, has.get("GPU", 0) // (cluster.most_workers * cluster.gpus_per_worker))
     return max(1, min(int(fitting), study.tune.concurrency or int(fitting)))
 
 
@@ -156,10 +156,10 @@ def _make_trainable(study: Study, folder: Path) -> Any:
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
     # A trial that starts workers only waits for them, but Tune wants every trial to take something.
-    return tune.with_resources(trial, {"memory": 2**20} if cluster.workers > 1 else resources)
+    return tune.with_resources(trial, {"memory": 2**20} if cluster.most_workers > 1 else resources)
 
 
 def _trial_cluster(study: Study) -> ClusterConfig:
     """The recipe's cluster with a trial's workers; a trial without workers is one itself."""
     cluster, workers = study.base.cluster, study.tune.workers
-    return cluster.model_copy(update={"workers": max(1, cluster.workers if workers is None else workers)})
+    return cluster.model_copy(update={"workers": max(1, cluster.most_workers if workers is None else workers)})

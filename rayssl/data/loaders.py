@@ -30,15 +30,16 @@ class TrainLoader:
     """Shuffled batches for training, the same on any number of workers.
 
     The order of an epoch is a permutation drawn from (seed, epoch), unless another order is given; a step takes the
-    next `images_per_step` pictures of it and every worker a contiguous share of those. Pictures left over at an
-    epoch's end are dropped.
+    next `images_per_step` pictures of it, cut into parts of consecutive pictures, and every worker a share of those
+    parts. Pictures left over at an epoch's end are dropped.
 
     Args:
         pictures: What there is to train on.
         images_per_step: Pictures of a step, over all workers.
         seed: The run's seed.
         rank: This worker's number.
-        world_size: Number of workers; divides `images_per_step`.
+        world_size: Number of workers.
+        parts: Parts of a step, at least as many as workers; divides `images_per_step`. None: one for each worker.
         order: Gives the pictures' numbers for each step of an epoch, int64 (num_steps, images_per_step), as many steps
             in every epoch and the same on every worker.
         labels: Labels to give with the pictures instead of their own, int64 (len(pictures),), such as pseudo labels.
@@ -55,6 +56,7 @@ class TrainLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        parts: int | None = None,
         order: Callable[[int], np.ndarray] | None = None,
         labels: np.ndarray | None = None,
     ) -> None:
@@ -69,25 +71,29 @@ class TrainLoader:
         self._seed = seed
         self._order = order or self._shuffled
         self._labels = pictures.labels if labels is None else labels
-        self._rank = rank
-        self._world_size = world_size
+        self.parts_per_step = parts or world_size
+        self.own_parts = np.array_split(np.arange(self.parts_per_step), world_size)[rank].tolist()
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This worker's batch of each step."""
-        order = self._order(epoch)
-        draws = [
-            Draws(
-                self._seed, epoch, step, batch_size=self.images_per_step, rank=self._rank, world_size=self._world_size
-            )
-            for step in range(self.num_steps)
-        ]
-        share = self.images_per_step // self._world_size
-        shares = order[:, self._rank * share : (self._rank + 1) * share]
-        plan = (
-            (indices, step_draws.uniform(0.0, 1.0).numpy()) for indices, step_draws in zip(shares, draws, strict=True)
-        )
-        for images, step_draws, indices in zip(self._pictures.batches(plan), draws, shares, strict=True):
-            yield Batch(images, step_draws, torch.from_numpy(indices), torch.from_numpy(self._labels[indices]))
+    def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[Batch]:
+        """This worker's parts of each step, one after another, from step `first_step` on."""
+        shares, draws = [], []
+        for step, indices in enumerate(self._order(epoch)[first_step:], start=first_step):
+            parts = indices.reshape(self.parts_per_step, -1)
+            for part in self.own_parts:
+                shares.append(parts[part])
+                draws.append(
+                    Draws(
+                        self._seed,
+                        epoch,
+                        step,
+                        batch_size=self.images_per_step,
+                        rank=part,
+                        world_size=self.parts_per_step,
+                    )
+                )
+        plan = ((own, own_draws.uniform(0.0, 1.0).numpy()) for own, own_draws in zip(shares, draws, strict=True))
+        for images, own_draws, own in zip(self._pictures.batches(plan), draws, shares, strict=True):
+            yield Batch(images, own_draws, torch.from_numpy(own), torch.from_numpy(self._labels[own]))
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._pictures))

@@ -99,13 +99,20 @@ class PSLConfig(Config):
         """
         for index, stage in enumerate(self.stages):
             copies = self.task.examples_per_image(stage.level)
-            unit = setting.workers * copies
-            if setting.batch_size % unit:
+            shares = self.parts_of_a_step(setting) or setting.workers
+            if setting.batch_size % (shares * copies):
                 raise ValueError(
-                    f"training.batch_size: must be a multiple of {unit} ({setting.workers} workers x {copies} views a "
-                    f"picture in method.stages.{index}), got {setting.batch_size}"
+                    f"training.batch_size: must be a multiple of {shares * copies} ({shares} workers x {copies} views "
+                    f"a picture in method.stages.{index}), got {setting.batch_size}"
                 )
             self.task.check(stage.level, setting)
+
+    def parts_of_a_step(self, setting: TaskSetting) -> int | None:
+        """Pieces whose gradients are added up where workers may come and go; None: one a worker.
+
+        A loss, or BatchNorm, that looks across the whole batch can't be taken to pieces.
+        """
+        return setting.parts if self.task.is_mean_over_images and not setting.sync_batchnorm else None
 
     def check_backbone(self, backbone: AnyBackbone, image_size: int) -> None:
         """Any will do."""
@@ -157,6 +164,7 @@ class PSL:
             seed=self._seed,
             rank=runtime.rank,
             world_size=runtime.world_size,
+            parts=self._config.parts_of_a_step(self._setting),
         )
         return StagePlan(stage, loader, optimizer, stage.task.facts())
 

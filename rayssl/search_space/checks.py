@@ -102,6 +102,12 @@ def check_tune(
             _check_metric(draft, ("stop", metric), metric, configs[0])
     _check_algorithm(draft, tune, keys)
     if configs:
+        if configs[0].cluster.is_elastic:
+            draft.add(
+                ("tune",),
+                f"a trial has one number of workers all along, not {configs[0].cluster.describe_workers()}. "
+                "Set tune.workers",
+            )
         _check_scheduler(draft, tune, keys, configs[0])
         _check_size(draft, tune, configs[0])
 
@@ -241,7 +247,7 @@ def _check_scheduler(draft: Draft, tune: TuneSettings, keys: Sequence[SearchKey]
             ("tune", "concurrency"),
             f"can't be limited with {tune.scheduler}, whose trials wait for each other. Leave it out, or take asha",
         )
-    if config.cluster.workers > 1:
+    if config.cluster.most_workers > 1:
         draft.add(
             place,
             f"{tune.scheduler} pauses and copies trials, which only trials of one worker allow, and these have "
@@ -273,7 +279,7 @@ def _check_size(draft: Draft, tune: TuneSettings, config: ExperimentConfig) -> N
     settings = config.cluster
     if settings.address is not None or "RAY_ADDRESS" in os.environ:
         return  # known only once the cluster is joined
-    workers = max(1, settings.workers)
+    workers = max(1, settings.most_workers)
     has = {"CPU": os.cpu_count() or 1, "GPU": _gpus() if settings.gpus_per_worker else 0}
     for resource, each in (("CPU", float(settings.cpus_per_worker)), ("GPU", settings.gpus_per_worker)):
         if workers * each > has[resource]:

@@ -28,7 +28,7 @@ def stage_fingerprints(config: ExperimentConfig) -> list[str]:
     left out; a learning-rate schedule over the whole run depends on their epochs.
     """
     plain = config.model_dump(mode="json", by_alias=True)
-    common = {**{key: plain[key] for key in _ALWAYS}, "workers": max(1, config.cluster.workers)}
+    common = {**{key: plain[key] for key in _ALWAYS}, "workers": max(1, config.cluster.most_workers)}
     return [_digest({**common, "method": prefix}) for prefix in _method_prefixes(config, plain["method"])]
 
 

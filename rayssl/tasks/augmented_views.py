@@ -1,5 +1,6 @@
 """Randomly augmented views of pictures: T1, T2 and T3 of PSL (section 3.3.3), each with all that the one before has."""
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from rayssl.data.augment import (
     resized_crop,
     sobel,
 )
+from rayssl.data.buffers import Buffers
+from rayssl.data.opencv_views import ViewParameters, is_faster, make_views
 from rayssl.schema import Config
 
 _JITTER_PROBABILITY = 0.8
@@ -42,24 +45,46 @@ class AugmentationLevel(Config):
     """Share of the views that show only the size of the gradient, in three channels (PSL: .2)."""
 
 
-def augmented_view(images: Tensor, draws: Draws, level: AugmentationLevel, *, image_size: int) -> Tensor:
-    """Make one random view of each picture.
+def augmented_view(
+    images: Tensor,
+    draws: Draws,
+    level: AugmentationLevel,
+    *,
+    image_size: int,
+    num_views: int = 1,
+    buffers: Buffers | None = None,
+) -> Tensor:
+    """Make random views of each picture: on bytes where that is faster (see `opencv_views`), else on the whole batch.
+
+    The random numbers are the same either way, and so are the views but for rounding to levels of 255.
 
     Args:
         images: uint8 windows, (N, 3, W, W).
         draws: The step's random numbers; a second call with the same ones gives another view.
         level: How much is changed.
         image_size: Side of the views, in pixels.
+        num_views: Views of each picture.
+        buffers: Memory that large views on the CPU may use again; None: fresh memory.
 
     Returns:
-        Normalised float views, (N, 3, image_size, image_size).
+        Normalised float views, (num_views * N, 3, image_size, image_size): all first ones, then all second ones.
     """
     height, width = images.shape[-2:]
+    parameters = [_draw_parameters(draws, level, height, width) for _ in range(num_views)]
+    if is_faster(images, image_size):
+        return make_views(images, parameters, size=image_size, buffers=buffers)
+    views = [_whole_batch(images, each, image_size) for each in parameters]
+    return views[0] if num_views == 1 else torch.cat(views)
+
+
+def _draw_parameters(draws: Draws, level: AugmentationLevel, height: int, width: int) -> ViewParameters:
+    """Random numbers for one view of each picture. Their order is a part of every recipe's result."""
     boxes = draw_resized_crop(draws, height, width, scale=(level.smallest_crop, 1.0), ratio=_RATIO)
-    views = flip(resized_crop(images, boxes, image_size), draws.chance(0.5))
+    flips = draws.chance(0.5)
+    jitter = gray = blur = None
     if level.color_strength:
         strength = 0.8 * level.color_strength
-        factors, order, mask = draw_color_jitter(
+        jitter = draw_color_jitter(
             draws,
             brightness=strength,
             contrast=strength,
@@ -67,12 +92,24 @@ def augmented_view(images: Tensor, draws: Draws, level: AugmentationLevel, *, im
             hue=0.2 * level.color_strength,
             probability=_JITTER_PROBABILITY,
         )
-        views = color_jitter(views, factors, order=order, mask=mask)
     if level.gray:
-        views = grayscale(views, draws.chance(level.gray))
+        gray = draws.chance(level.gray)
     if level.blur:
-        sigmas = draws.uniform(*_BLUR_SIGMAS)
-        views = gaussian_blur(views, sigmas, kernel_size=blur_kernel_size(image_size), mask=draws.chance(level.blur))
-    if level.sobel:
-        views = sobel(views, draws.chance(level.sobel))
+        blur = draws.uniform(*_BLUR_SIGMAS), draws.chance(level.blur)
+    return ViewParameters(boxes, flips, jitter, gray, blur, draws.chance(level.sobel) if level.sobel else None)
+
+
+def _whole_batch(images: Tensor, parameters: ViewParameters, image_size: int) -> Tensor:
+    """One view of each picture by operations on the whole batch, where it lies."""
+    views = flip(resized_crop(images, parameters.boxes, image_size), parameters.flips)
+    if parameters.jitter is not None:
+        factors, order, mask = parameters.jitter
+        views = color_jitter(views, factors, order=order, mask=mask)
+    if parameters.gray is not None:
+        views = grayscale(views, parameters.gray)
+    if parameters.blur is not None:
+        sigmas, mask = parameters.blur
+        views = gaussian_blur(views, sigmas, kernel_size=blur_kernel_size(image_size), mask=mask)
+    if parameters.sobel is not None:
+        views = sobel(views, parameters.sobel)
     return normalize(views)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -27,6 +27,9 @@ class TaskSetting:
     """The pictures' classes, for the supervised reference; empty if they have none, or before they are listed."""
     eval_resize: int | None = None
     """Short side from which views without augmentation take the centre, in pixels; None: image_size."""
+    parts: int | None = None
+    """Pieces that a step is cut into where the number of workers may change, so that each may take several in turn;
+    None: a piece for each worker."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ class PretextTask(Protocol):
 
 class TaskConfig(Config):
     """What all tasks' configs have in common; `Any` is the task's own level, which `parse_level` makes."""
+
+    is_mean_over_images: ClassVar[bool] = True
+    """Whether a step's loss is the mean of its pictures' own losses, so that it may be computed piece by piece."""
 
     @abstractmethod
     def parse_level(self, level: object) -> Any:

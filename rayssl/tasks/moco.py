@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayssl.collectives import gather_rows
+from rayssl.data.buffers import Buffers
 from rayssl.data.loaders import Batch
 from rayssl.losses import info_nce_logits
 from rayssl.recipe_file import parse_section
@@ -20,6 +21,7 @@ from rayssl.tasks.base import TaskConfig, TaskLoss, TaskSetting, Views
 class MoCoConfig(TaskConfig):
     """Tell a picture's key from those of a long queue of other pictures."""
 
+    is_mean_over_images: ClassVar[bool] = False
     name: Literal["moco"] = "moco"
     queue_size: int = Field(default=65_536, ge=2)
     """Keys of earlier steps to tell the right one from; a multiple of training.batch_size."""
@@ -72,12 +74,14 @@ class MoCoTask:
         self._config = config
         self._level = level
         self._image_size = setting.image_size
+        self._buffers = Buffers()
         self._num_groups = config.batchnorm_splits if setting.workers == 1 else 1
 
     def make_views(self, batch: Batch) -> Views:
         """A view of each picture for the query encoder and, as the targets, another one for the key encoder."""
         query, key = (
-            augmented_view(batch.images, batch.draws, self._level, image_size=self._image_size) for _ in range(2)
+            augmented_view(batch.images, batch.draws, self._level, image_size=self._image_size, buffers=self._buffers)
+            for _ in range(2)
         )
         return Views(query, key.contiguous(memory_format=torch.channels_last))
 

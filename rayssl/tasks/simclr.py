@@ -1,14 +1,14 @@
 """SimCLR: find the other view of the same picture among all views of the batch (Chen et al. 2020; PSL 3.3.3)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rayssl.collectives import gather_rows
+from rayssl.data.buffers import Buffers
 from rayssl.data.loaders import Batch
 from rayssl.losses import nt_xent_logits
 from rayssl.recipe_file import parse_section
@@ -19,6 +19,7 @@ from rayssl.tasks.base import TaskConfig, TaskLoss, TaskSetting, Views
 class SimCLRConfig(TaskConfig):
     """Tell two views of a picture from views of all other pictures."""
 
+    is_mean_over_images: ClassVar[bool] = False
     name: Literal["simclr"] = "simclr"
     temperature: float = Field(default=0.1, gt=0)
     """Divides the cosine similarities (SimCLR: .1 for ImageNet, .5 for small pictures)."""
@@ -48,11 +49,19 @@ class SimCLRTask:
         self._config = config
         self._level = level
         self._image_size = setting.image_size
+        self._buffers = Buffers()
 
     def make_views(self, batch: Batch) -> Views:
         """Two views of each of N pictures: first all first ones, then all second ones, (2N, 3, S, S)."""
-        views = [augmented_view(batch.images, batch.draws, self._level, image_size=self._image_size) for _ in range(2)]
-        return Views(torch.cat(views), batch.indices.to(batch.images.device))
+        views = augmented_view(
+            batch.images,
+            batch.draws,
+            self._level,
+            image_size=self._image_size,
+            num_views=2,
+            buffers=self._buffers,
+        )
+        return Views(views, batch.indices.to(batch.images.device))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> nn.Module:
         """The projection head: Linear, BatchNorm, ReLU, Linear."""

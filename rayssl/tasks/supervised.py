@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rayssl.data.buffers import Buffers
 from rayssl.data.loaders import Batch
 from rayssl.errors import DataError
 from rayssl.recipe_file import parse_section
@@ -46,10 +47,13 @@ class SupervisedTask:
         self._num_classes = len(setting.classes)
         self._level = level
         self._image_size = setting.image_size
+        self._buffers = Buffers()
 
     def make_views(self, batch: Batch) -> Views:
         """One view of each picture, and its label."""
-        views = augmented_view(batch.images, batch.draws, self._level, image_size=self._image_size)
+        views = augmented_view(
+            batch.images, batch.draws, self._level, image_size=self._image_size, buffers=self._buffers
+        )
         return Views(views, batch.labels.to(views.device))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> nn.Module:

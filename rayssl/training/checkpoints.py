@@ -18,17 +18,23 @@ from rayssl.errors import CheckpointError
 
 _TENSORS = "tensors.pt"
 _JSON = "checkpoint.json"
-_FORMAT = 2
-_CONTENT = {"backbone", "method", "head", "optimizer"}
+_FORMAT = 3
+_CONTENT = {"backbone", "method", "head", "optimizer", "unfinished"}
 """Keys of the file with the tensors."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a run stands: `epoch` epochs of stage number `stage` (both from 0) are done."""
+    """Where a run stands: of stage number `stage`, from 0, `epoch` epochs and `step` steps of the next one are done."""
 
     stage: int = 0
     epoch: int = 0
+    step: int = 0
+
+    @property
+    def inside_stage(self) -> bool:
+        """Whether the stage was begun."""
+        return self.epoch > 0 or self.step > 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Checkpoint:
     """The head of the stage in progress; empty at a stage's end, where heads are dropped."""
     optimizer: dict[str, Any] = field(default_factory=dict)
     """State of the stage's optimiser; empty at a stage's end."""
+    unfinished: dict[str, Any] = field(default_factory=dict)
+    """What was left in the middle of an epoch (`StageStopped`); empty at an epoch's end."""
     history: list[dict[str, float]] = field(default_factory=list)
     """A row an epoch."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -54,26 +62,48 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a checkpoint; `folder` appears complete or not at all, replacing an older one of that name."""
+    """Write a checkpoint; `folder` appears complete or not at all, replacing an older one of that name.
+
+    Raises:
+        CheckpointError: If it can't be written, because the disk is full for example; an older one is left as it is.
+    """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+        _write(checkpoint, partial)
+        # Moved aside as a whole, since deleting file by file would show a reader half of the older one.
+        outdated = folder.with_name(f"{folder.name}.outdated")
+        shutil.rmtree(outdated, ignore_errors=True)
+        if folder.exists():
+            folder.rename(outdated)
+        partial.rename(folder)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter when the disk is full
+        shutil.rmtree(partial, ignore_errors=True)
+        raise unwritable(folder, error) from None
+    shutil.rmtree(outdated, ignore_errors=True)
+
+
+def unwritable(folder: Path, error: Exception) -> CheckpointError:
+    """What to tell of a checkpoint that can't be written."""
+    free = next((shutil.disk_usage(place).free for place in folder.parents if place.exists()), 0)
+    reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+    return CheckpointError(
+        f"{folder}: the checkpoint can't be written ({reason}; {free / 2**20:,.0f} MiB are free there). Make room; the "
+        "same command then goes on from the checkpoint before it."
+    )
+
+
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
     tensors = {name: getattr(checkpoint, name) for name in _CONTENT}
-    torch.save(tensors, partial / _TENSORS)
+    torch.save(tensors, folder / _TENSORS)
     readable = {
         "format": _FORMAT,
         "cursor": dataclasses.asdict(checkpoint.cursor),
         "history": checkpoint.history,
         "config": checkpoint.config,
     }
-    (partial / _JSON).write_text(json.dumps(readable, indent=1))
-    # Moved aside as a whole, since deleting file by file would show a reader half of the older one.
-    outdated = folder.with_name(f"{folder.name}.outdated")
-    shutil.rmtree(outdated, ignore_errors=True)
-    if folder.exists():
-        folder.rename(outdated)
-    partial.rename(folder)
-    shutil.rmtree(outdated, ignore_errors=True)
+    (folder / _JSON).write_text(json.dumps(readable, indent=1))
 
 
 def load_checkpoint(folder: Path, *, device: torch.device | str = "cpu") -> Checkpoint:

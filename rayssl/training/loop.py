@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +19,8 @@ from rayssl.training.stage import TrainedStage
 
 _CHECK_EVERY = 50
 """Steps between looks at the loss: reading a number from a GPU makes the CPU wait for it."""
+_ASK_EVERY = 4
+"""Steps between questions whether the run is asked to stop: who asks usually leaves it half a minute."""
 _PROGRESS_SECONDS = 0.5
 
 
@@ -57,6 +60,22 @@ class StageSchedule:
         return (epoch + fraction) / self.epochs
 
 
+class StageStopped(Exception):  # noqa: N818  it is no error
+    """A stage was asked to stop in the middle of an epoch.
+
+    Args:
+        epoch: Epochs of the stage that are done.
+        step: Steps of the next one that are done.
+        unfinished: What `train_stage` needs to go on there beside weights and optimiser, the same on every worker.
+    """
+
+    def __init__(self, epoch: int, step: int, unfinished: dict[str, Any]) -> None:
+        super().__init__(f"stopped after {step} steps of epoch {epoch + 1}")
+        self.epoch = epoch
+        self.step = step
+        self.unfinished = unfinished
+
+
 def train_stage(
     stage: TrainedStage,
     loader: TrainLoader,
@@ -67,8 +86,13 @@ def train_stage(
     schedule: StageSchedule,
     precision: str,
     start_epoch: int = 0,
+    start_step: int = 0,
+    unfinished: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train a stage, giving the numbers of each epoch when it is done.
+
+    A step whose pictures come in several parts adds up the parts' gradients, so that its result does not depend on how
+    many workers share them, but for the running statistics of BatchNorm, which a worker moves with each of its parts.
 
     Args:
         stage: The blocks, head and loss, on the runtime's device.
@@ -79,55 +103,99 @@ def train_stage(
         schedule: The stage's place in the run.
         precision: "fp32" or "bf16".
         start_epoch: Epochs of this stage that an earlier attempt has finished.
+        start_step: Steps of the next epoch that it has done.
+        unfinished: What it left of that epoch (`StageStopped`).
 
     Yields:
         For each epoch, over all workers: loss, what the task measures (accuracy), chance if it has one, learning_rate
         (of the last step) and images_per_second (examples over wall time).
 
     Raises:
+        StageStopped: If the run was asked to stop; at the same step on all workers.
         TrainingError: If the loss is not finite; it names stage, epoch, step and learning rate.
     """
     model = runtime.wrap(stage)
+    num_parts = len(loader.own_parts)
+    # Gradients are averaged over the workers, each of which adds up those of its parts.
+    weight = runtime.world_size / loader.parts_per_step
     for epoch in range(start_epoch, schedule.epochs):
         model.train()
         started = reported = time.monotonic()
-        losses: list[Tensor] = []
-        totals: dict[str, Tensor] = {}
+        first_step = start_step if epoch == start_epoch else 0
+        totals = _take_up(unfinished, stage, runtime) if first_step and unfinished else {}
+        unchecked: list[Tensor] = []
         # Views and order depend on the epochs of the whole run, so that no two stages see the same ones.
-        for step, batch in enumerate(loader.epoch(schedule.epochs_before + epoch)):
+        batches = loader.epoch(schedule.epochs_before + epoch, first_step=first_step)
+        for step in range(first_step, loader.num_steps):
+            if step > first_step and step % _ASK_EVERY == 0 and runtime.stopping(schedule.epochs_before + epoch, step):
+                _check_finite(unchecked, step, runtime, settings, schedule, epoch, loader.num_steps)
+                raise StageStopped(epoch, step, _leave(totals, stage, runtime))
             rate = _learning_rate(settings, schedule, epoch, step / loader.num_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            views = stage.task.make_views(replace(batch, images=batch.images.to(runtime.device, non_blocking=True)))
-            inputs = views.inputs.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                outcome = model(inputs, views.targets)
             optimizer.zero_grad(set_to_none=True)
-            outcome.loss.backward()
+            loss = torch.zeros((), device=runtime.device)
+            for part in range(num_parts):
+                batch = next(batches)
+                views = stage.task.make_views(replace(batch, images=batch.images.to(runtime.device, non_blocking=True)))
+                inputs = views.inputs.contiguous(memory_format=torch.channels_last)
+                alone = part + 1 < num_parts and runtime.world_size > 1
+                with model.no_sync() if alone else nullcontext():
+                    with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                        outcome = model(inputs, views.targets)
+                    (outcome.loss * weight).backward()
+                loss += outcome.loss.detach()
+                for name, value in (("loss", outcome.loss.detach()), *outcome.metrics.items()):
+                    totals[name] = totals.get(name, 0) + value.double()
+            unchecked.append(loss)
             optimizer.step()
-            losses.append(outcome.loss.detach())
-            for name, value in outcome.metrics.items():
-                totals[name] = totals.get(name, 0) + value.double()
-            if len(losses) % _CHECK_EVERY == 0:
-                _check_finite(losses, runtime, settings, schedule, epoch, loader.num_steps)
             is_last = step + 1 == loader.num_steps
+            if is_last or len(unchecked) == _CHECK_EVERY:
+                _check_finite(unchecked, step + 1, runtime, settings, schedule, epoch, loader.num_steps)
+                unchecked = []
             if runtime.rank == 0 and (is_last or time.monotonic() - reported > _PROGRESS_SECONDS):
                 reported = time.monotonic()
                 runtime.show(
                     Progress(schedule.index, schedule.num_stages, epoch, schedule.epochs, (step + 1) / loader.num_steps)
                 )
-        _check_finite(losses, runtime, settings, schedule, epoch, loader.num_steps)
         _average_statistics(stage, runtime)
-        # Every worker has as many examples in every step, so the mean of their means is the mean.
-        means = torch.stack([torch.stack(losses).sum().double(), *totals.values()]) / (len(losses) * runtime.world_size)
-        examples = loader.num_steps * loader.images_per_step * stage.task.examples_per_image
+        # Every part has as many examples, so the mean of their means is the mean.
+        means = torch.stack(list(totals.values())) / (loader.num_steps * loader.parts_per_step)
+        examples = (loader.num_steps - first_step) * loader.images_per_step * stage.task.examples_per_image
         chance = {} if stage.task.chance is None else {"chance": stage.task.chance}
         yield {
-            **dict(zip(("loss", *totals), runtime.sum(means).tolist(), strict=True)),
+            **dict(zip(totals, runtime.sum(means).tolist(), strict=True)),
             **chance,
             "learning_rate": rate,
             "images_per_second": examples / (time.monotonic() - started),
         }
+
+
+def _leave(totals: dict[str, Tensor], stage: TrainedStage, runtime: Runtime) -> dict[str, Any]:
+    """Sums and running statistics of an epoch's part that is done, of all workers."""
+    own = {"totals": totals, "statistics": stage.moving_buffers()}
+    workers = runtime.gather({name: _on_cpu(values) for name, values in own.items()})
+    return {name: [worker[name] for worker in workers] for name in own}
+
+
+def _on_cpu(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: value.cpu() for name, value in values.items()}
+    return [value.cpu() for value in values]
+
+
+def _take_up(unfinished: dict[str, Any], stage: TrainedStage, runtime: Runtime) -> dict[str, Tensor]:
+    """What `_leave` gave: each worker's own, or, among another number of workers, statistics that are averaged."""
+    everyone, statistics = unfinished["totals"], unfinished["statistics"]
+    same = len(everyone) == runtime.world_size
+    for index, buffer in enumerate(stage.moving_buffers()):
+        values = [worker[index] for worker in statistics]
+        mean = torch.stack(values).mean(0) if buffer.is_floating_point() else values[0]
+        buffer.copy_(values[runtime.rank] if same else mean)
+    if same:
+        return {name: value.to(runtime.device) for name, value in everyone[runtime.rank].items()}
+    sums = {name: torch.stack([worker[name] for worker in everyone]).sum() for name in everyone[0]}
+    return {name: (value if runtime.rank == 0 else value * 0).to(runtime.device) for name, value in sums.items()}
 
 
 def _average_statistics(stage: TrainedStage, runtime: Runtime) -> None:
@@ -148,12 +216,23 @@ def _learning_rate(settings: AnyOptimizer, schedule: StageSchedule, epoch: int, 
 
 
 def _check_finite(
-    losses: list[Tensor], runtime: Runtime, settings: AnyOptimizer, schedule: StageSchedule, epoch: int, num_steps: int
+    losses: list[Tensor],
+    steps_done: int,
+    runtime: Runtime,
+    settings: AnyOptimizer,
+    schedule: StageSchedule,
+    epoch: int,
+    num_steps: int,
 ) -> None:
-    """Summed over the workers, so that all of them stop at the same step and none waits for one that has stopped."""
+    """Look at the losses of the last steps, before step `steps_done`.
+
+    Summed over the workers, so that all of them stop at the same step and none waits for one that has stopped.
+    """
+    if not losses:
+        return
     broken = runtime.sum((~torch.stack(losses).isfinite()).long())
     if broken.any():
-        step = int(broken.nonzero()[0])
+        step = steps_done - len(losses) + int(broken.nonzero()[0])
         rate = _learning_rate(settings, schedule, epoch, step / num_steps)
         raise TrainingError(
             f"the loss is not finite in stage {schedule.index + 1}, epoch {epoch + 1}, step {step + 1}, at learning "

@@ -58,8 +58,10 @@ def test_the_rayjobs_command_is_one_that_its_workers_can_run() -> None:
     config = load_config(words[4], words[5:])
     (group,) = kuberay()["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     has = group["template"]["spec"]["containers"][0]["resources"]["requests"]
-    assert config.cluster.workers * config.cluster.gpus_per_worker == int(has["nvidia.com/gpu"]) * group["replicas"]
-    assert config.cluster.workers * config.cluster.cpus_per_worker <= int(has["cpu"]) * group["replicas"]
+    assert (
+        config.cluster.most_workers * config.cluster.gpus_per_worker == int(has["nvidia.com/gpu"]) * group["replicas"]
+    )
+    assert config.cluster.most_workers * config.cluster.cpus_per_worker <= int(has["cpu"]) * group["replicas"]
     assert config.storage_path.is_absolute()
 
 

@@ -191,8 +191,8 @@ def test_json_that_says_something_else_is_refused(tmp_path: Path, text: str) -> 
 def test_a_later_format_is_named_even_if_its_files_are_others(tmp_path: Path) -> None:
     save_checkpoint(trained(), tmp_path / "c")
     (tmp_path / "c" / "tensors.pt").unlink()
-    (tmp_path / "c" / "checkpoint.json").write_text(json.dumps({"format": 3}))
-    with pytest.raises(CheckpointError, match="must be of format 2, got 3"):
+    (tmp_path / "c" / "checkpoint.json").write_text(json.dumps({"format": 4}))
+    with pytest.raises(CheckpointError, match="must be of format 3, got 4"):
         load_checkpoint(tmp_path / "c")
 
 

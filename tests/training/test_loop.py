@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from rayssl.data.loaders import Batch, TrainLoader
 from rayssl.data.pictures import Plan
 from rayssl.runtime import LocalRuntime, Progress
 from rayssl.tasks import RotationTask, TaskLoss
-from rayssl.training.loop import StageSchedule, TrainingError, train_stage
+from rayssl.training.loop import StageSchedule, StageStopped, TrainingError, train_stage
 from rayssl.training.optimizers import CosineScheduleConfig, SGDConfig
 from rayssl.training.stage import Stage
+from tests.two_workers import run_on_two_workers
 
 SIDE = 12
 
@@ -144,9 +147,9 @@ def test_epochs_of_later_stages_see_other_views_than_those_of_earlier_ones(tmp_p
     asked = []
 
     class Recording(TrainLoader):
-        def epoch(self, epoch: int) -> Iterator[Batch]:
+        def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[Batch]:
             asked.append(epoch)
-            return super().epoch(epoch)
+            return super().epoch(epoch, first_step=first_step)
 
     stage = make_stage(small_backbone())
     settings = SGDConfig()
@@ -198,6 +201,129 @@ def test_a_stage_goes_on_after_an_epoch_as_if_it_had_not_stopped(tmp_path: Path)
     optimizer.load_state_dict(saved["optimizer"])
     assert [row["loss"] for row in run(resumed, optimizer, start=1)] == [row["loss"] for row in rows[1:]]
     assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
+
+
+def stop_and_go_on(folder: Path, *, stop_after: int | None) -> dict[str, Any]:
+    """Train two epochs of ten steps, stopped at the question number `stop_after`, if any, and taken up by a new stage.
+
+    Returns:
+        Losses and accuracies of the epochs that came to their end, the weights, and where it was stopped.
+    """
+    settings = SGDConfig(learning_rate=0.05)
+    schedule = StageSchedule(0, 1, epochs=2, epochs_before=0, epochs_run=2, scope="stage")
+    asked: list[int] = []
+
+    def is_asked_to_stop() -> bool:
+        asked.append(1)
+        return len(asked) == stop_after
+
+    runtime = LocalRuntime(folder, is_asked_to_stop=is_asked_to_stop)
+    loader = TrainLoader(
+        MemoryPictures(160), images_per_step=16, seed=0, rank=runtime.rank, world_size=runtime.world_size
+    )
+    rows: list[dict[str, float]] = []
+    stop, state = None, {}
+    for _attempt in range(2):
+        backbone = small_backbone()
+        stage = make_stage(backbone, [2, 3], "batch")
+        optimizer = settings.build(stage)
+        if stop is not None:  # a checkpoint has rank 0's
+            (state,) = runtime.gather(state)[:1]
+            backbone.load_state_dict(state["backbone"])
+            stage.head.load_state_dict(state["head"])
+            optimizer.load_state_dict(state["optimizer"])
+        try:
+            rows += train_stage(
+                stage,
+                loader,
+                runtime,
+                optimizer,
+                settings=settings,
+                schedule=schedule,
+                precision="fp32",
+                start_epoch=stop.epoch if stop else 0,
+                start_step=stop.step if stop else 0,
+                unfinished=stop.unfinished if stop else None,
+            )
+            break
+        except StageStopped as stopped:
+            stop = stopped
+            state = {
+                "backbone": copy.deepcopy(backbone.state_dict()),
+                "head": stage.head.state_dict(),
+                "optimizer": copy.deepcopy(optimizer.state_dict()),
+            }
+    return {
+        "rows": [[row["loss"], row["accuracy"]] for row in rows],
+        "weights": backbone.state_dict(),
+        "stop": [stop.epoch, stop.step] if stop else None,
+    }
+
+
+def test_a_stage_goes_on_in_the_middle_of_an_epoch_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """Questions are asked at steps 4 and 8; the second is in the first epoch, so that no row is lost."""
+    whole, stopped = (stop_and_go_on(tmp_path, stop_after=number) for number in (None, 2))
+    assert stopped["stop"] == [0, 8]
+    assert stopped["rows"] == whole["rows"]
+    assert all(torch.equal(stopped["weights"][name], tensor) for name, tensor in whole["weights"].items())
+
+
+def stop_as_one_of_two(_rank: int, folder: Path) -> dict[str, Any]:
+    return {str(number): stop_and_go_on(folder, stop_after=number) for number in (None, 2)}
+
+
+def test_two_workers_go_on_in_the_middle_of_an_epoch_each_with_its_own_statistics(tmp_path: Path) -> None:
+    for results in run_on_two_workers(partial(stop_as_one_of_two, folder=tmp_path), tmp_path):
+        whole, stopped = results["None"], results["2"]
+        assert stopped["stop"] == [0, 8]
+        assert stopped["rows"] == whole["rows"]
+        assert all(torch.equal(stopped["weights"][name], tensor) for name, tensor in whole["weights"].items())
+
+
+def train_in_parts(parts: int, folder: Path) -> dict[str, Any]:
+    """An epoch of four steps, each cut into parts, shared by whoever is here."""
+    backbone = small_backbone()
+    stage, settings, runtime = make_stage(backbone), SGDConfig(learning_rate=0.05), LocalRuntime(folder)
+    loader = TrainLoader(
+        MemoryPictures(96), images_per_step=24, seed=0, rank=runtime.rank, world_size=runtime.world_size, parts=parts
+    )
+    schedule = StageSchedule(0, 1, 1, epochs_before=0, epochs_run=1, scope="stage")
+    optimizer = settings.build(stage)
+    (row,) = train_stage(stage, loader, runtime, optimizer, settings=settings, schedule=schedule, precision="fp32")
+    return {"loss": row["loss"], "parameters": dict(backbone.named_parameters()), "own": loader.own_parts}
+
+
+def work_in_three_parts(_rank: int, folder: Path) -> dict[str, Any]:
+    result = train_in_parts(3, folder)
+    return {**result, "parameters": {name: value.detach() for name, value in result["parameters"].items()}}
+
+
+def test_a_step_in_parts_gives_the_same_on_any_number_of_workers(tmp_path: Path) -> None:
+    """Three parts on one worker and, two and one, on two; a reference without the loop: each part by itself."""
+    alone = train_in_parts(3, tmp_path)
+    first, second = run_on_two_workers(partial(work_in_three_parts, folder=tmp_path), tmp_path)
+    assert (first["own"], second["own"]) == ([0, 1], [2])
+    assert first["loss"] == second["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    for name, parameter in alone["parameters"].items():
+        torch.testing.assert_close(first["parameters"][name], parameter.detach(), rtol=1e-4, atol=1e-6)
+        assert torch.equal(first["parameters"][name], second["parameters"][name])
+
+    backbone = small_backbone()
+    stage = make_stage(backbone)
+    settings = SGDConfig(learning_rate=0.05)
+    optimizer = settings.build(stage)
+    loaders = [TrainLoader(MemoryPictures(96), images_per_step=24, seed=0, rank=i, world_size=3) for i in range(3)]
+    stage.train()
+    for step, batches in enumerate(zip(*(loader.epoch(0) for loader in loaders), strict=True)):
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * settings.schedule.scale(step / 4)
+        views = [stage.task.make_views(batch) for batch in batches]
+        losses = [stage(each.inputs.contiguous(memory_format=torch.channels_last), each.targets).loss for each in views]
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+    for name, parameter in backbone.named_parameters():
+        torch.testing.assert_close(parameter, alone["parameters"][name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_and_says_where(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Throughput of 1 to N workers: Ray Train against the same loop under torchrun, and what `rayssl plan` had said.
+
+    python benchmarks/scaling.py [--workers 2] [--batch 64] [--epochs 3]
+
+PSL with rotations on the digits that ship with scikit-learn, three stages, one thread a worker. Strong scaling shares a
+batch among the workers, weak scaling gives each of them as much as one has alone. What counts are the views a second
+that the training loop itself reports, as the median over the epochs of a stage without the first one, and over stages
+as all views by all seconds. The plan is made before, from a few steps in one process and two processes that exchange
+messages. About four minutes on 2 cores.
+"""
+
+import common  # isort: skip
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import distributed
+
+from rayssl.cluster.train import run_on_ray
+from rayssl.config import ExperimentConfig, load_config
+from rayssl.experiment import run_experiment
+from rayssl.plan import Plan, plan_experiment
+from rayssl.runtime import LocalRuntime
+
+_RECIPE = [
+    "data.image_size=32",
+    "method.task.copies=one",
+    "online.probe=false",
+    "online.knn=false",
+    "online.every=1000",
+    "evaluations=[]",
+    "training.checkpoint_every=1000",
+    "cluster.max_failures=0",
+]
+_RAY_TARGET, _PLAN_TARGET, _SCALING_TARGET = 0.97, 0.85, 0.8
+
+
+def main() -> None:
+    """Plan, measure, print a table and the rows; as a worker of torchrun, train."""
+    options = _parse_options()
+    if options.overrides:
+        _work(options.overrides)
+        return
+    common.print_machine("ray")
+    rows: list[dict[str, object]] = []
+    alone = 0.0
+    for mode, workers in _settings(options.workers):
+        batch = options.batch * (workers if mode == "weak" else 1)
+        config = load_config("demo-psl", _overrides(workers, batch, options.epochs))
+        plan = plan_experiment(config, num_workers=workers)
+        under_torchrun = _torchrun_rates(workers, _overrides(workers, batch, options.epochs))
+        under_ray = _ray_rates(config)
+        _print_setting(mode, workers, batch, plan, under_torchrun, under_ray)
+        planned = _whole([stage.examples_per_second for stage in plan.stages])
+        torchrun, ray = _whole(under_torchrun), _whole(under_ray)
+        alone = alone or torchrun
+        what = f"scaling {mode}, {workers} worker{'s' if workers > 1 else ''}"
+        rows.append(_row(f"{what}, Ray against torchrun", ray, torchrun, ray / torchrun, _RAY_TARGET))
+        closeness = min(planned / torchrun, torchrun / planned)
+        rows.append(_row(f"{what}, planned against torchrun", planned, torchrun, closeness, _PLAN_TARGET))
+        if workers > 1:
+            ideal = workers * alone
+            rows.append(
+                _row(f"{what}, torchrun against {workers} x 1", torchrun, ideal, torchrun / ideal, _SCALING_TARGET)
+            )
+    common.print_rows(rows)
+
+
+def _parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="the most; default: cores")
+    parser.add_argument("--batch", type=int, default=64, help="views a step, of one worker alone")
+    parser.add_argument("--epochs", type=int, default=3, help="of each of the three stages, at least 2")
+    parser.add_argument("--overrides", type=json.loads, help=argparse.SUPPRESS)  # this process is a worker
+    options = parser.parse_args()
+    if options.epochs < 2:
+        parser.error("--epochs: must be at least 2, since the first one warms up")
+    return options
+
+
+def _settings(most: int) -> list[tuple[str, int]]:
+    """One worker, then 2, 4, ... and the most, strong and weak."""
+    numbers = [number for number in (2**power for power in range(1, 20)) if number < most]
+    several = [*numbers, most] if most > 1 else []
+    return [("alone", 1), *((mode, number) for number in several for mode in ("strong", "weak"))]
+
+
+def _overrides(workers: int, batch: int, epochs: int) -> list[str]:
+    stages = [f"method.stages.{index}.epochs={epochs}" for index in range(3)]
+    return [*_RECIPE, *stages, f"training.batch_size={batch}", f"cluster.workers={workers}"]
+
+
+def _torchrun_rates(workers: int, overrides: Sequence[str]) -> list[float]:
+    """Views a second of each stage, in a group of processes that torchrun starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        inside = [*overrides, f"storage_path={folder}"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+        program = [str(Path(__file__).resolve()), "--overrides", json.dumps(inside)]
+        subprocess.run([*launcher, *program], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return _rates(json.loads((Path(folder) / "history.json").read_text()))
+
+
+def _work(overrides: Sequence[str]) -> None:
+    """One process of the group: the whole run, its history written by the first one."""
+    distributed.init_process_group("gloo")
+    config = load_config("demo-psl", overrides)
+    runtime = LocalRuntime(config.storage_path, num_threads=config.cluster.cpus_per_worker)
+    history = run_experiment(config, runtime).history
+    if runtime.rank == 0:
+        (config.storage_path / "history.json").write_text(json.dumps(history))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _ray_rates(config: ExperimentConfig) -> list[float]:
+    """Views a second of each stage, on the workers of a TorchTrainer."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _rates(run_on_ray(config, Path(folder), tracking_uri=None, show=lambda event: None).history)
+
+
+def _rates(history: Sequence[dict[str, float]]) -> list[float]:
+    """Median over a stage's epochs without the first one, for each stage."""
+    rates: dict[float, list[float]] = {}
+    for epoch in history:
+        rates.setdefault(epoch["stage"], []).append(epoch["images_per_second"])
+    return [statistics.median(values[1:]) for values in rates.values()]
+
+
+def _whole(rates: Sequence[float]) -> float:
+    """Views a second over stages of equally many views."""
+    return statistics.harmonic_mean(rates)
+
+
+def _print_setting(
+    mode: str, workers: int, batch: int, plan: Plan, under_torchrun: Sequence[float], under_ray: Sequence[float]
+) -> None:
+    print(f"\n{mode}: {workers} x {batch // workers} views a step")
+    print(f"{'':10}{'planned':>12}{'torchrun':>12}{'Ray':>12}{'planned/torchrun':>18}{'waiting':>9}   views/s")
+    for stage, torchrun, ray in zip(plan.stages, under_torchrun, under_ray, strict=True):
+        planned = stage.examples_per_second
+        print(
+            f"{stage.name:10}{planned:12,.0f}{torchrun:12,.0f}{ray:12,.0f}{planned / torchrun:18.2f}"
+            f"{stage.communication_share:9.1%}"
+        )
+
+
+def _row(what: str, ours: float, peer: float, ratio: float, target: float) -> dict[str, object]:
+    return common.row(what, ours=ours, peer=peer, unit="views/s", ratio=ratio, target=target)
+
+
+if __name__ == "__main__":
+    main()

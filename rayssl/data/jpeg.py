@@ -1,0 +1,32 @@
+"""JPEG files by OpenCV, and reductions by torch on bytes: Pillow's pixels in about half of Pillow's time."""
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFile
+
+_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+def decode_jpeg(image: Image.Image) -> np.ndarray | None:
+    """The pixels of a file that Pillow has opened but not loaded, uint8 (H, W, 3), equal to Pillow's.
+
+    None if Pillow has to decode it itself: what is no JPEG or has other colours than YCbCr and RGB, and what OpenCV
+    refuses, since Pillow can say why.
+    """
+    if image.format != "JPEG" or image.mode != "RGB":
+        return None
+    assert isinstance(image, ImageFile.ImageFile) and image.fp is not None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    content = np.frombuffer(image.fp.read(), dtype=np.uint8)
+    image.fp.seek(place)
+    return cv2.imdecode(content, _AS_STORED)
+
+
+def resize_bytes(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize uint8 (H, W, 3) to (width, height), antialiased bilinear: within a level of Pillow's and torchvision's."""
+    source = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
+    resized = F.interpolate(source, size=size[::-1], mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
