@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 RESULTS = HERE / "results.json"
-_NO_PROGRAMS = ("common", "run")
+_NO_PROGRAMS = ("common", "run", "faults")  # faults.py measures no speed
 
 _HEAD = """# Benchmarks
 

@@ -28,7 +28,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 EXPERIMENT = "rayssl"
 _STATE = "mlflow.json"
 _MOST_PARAMS = 100  # that a request may carry
-_PATIENCE = 30.0
+_PATIENCE = 120.0
 """Seconds that the end of a run waits for a server that is away."""
 
 Notify = Callable[[str], None]

@@ -16,10 +16,15 @@ from rayssl.training.checkpoints import unwritable
 
 
 class ProgressBoard:
-    """What rank 0 has to show, until the driver comes and takes it; an actor of its own."""
+    """What the driver and its workers tell each other; an actor of its own, which outlives workers.
+
+    Rank 0 leaves what it has to show until the driver comes and takes it, workers leave the mistake that ended them,
+    and the driver leaves word that they shall stop.
+    """
 
     def __init__(self) -> None:
         self._events: list[object] = []
+        self._mistake: tuple[str, str] | None = None
         self._latest = (0, 0)
         self._stop_after: tuple[int, int] | None = None
 
@@ -31,6 +36,14 @@ class ProgressBoard:
         """Everything since the last call."""
         events, self._events = self._events, []
         return events
+
+    def note_mistake(self, kind: str, message: str) -> None:
+        """Tell of a user's mistake: the name of its error's class, and what it says. The first one counts."""
+        self._mistake = self._mistake or (kind, message)
+
+    def first_mistake(self) -> tuple[str, str] | None:
+        """What `note_mistake` was told first."""
+        return self._mistake
 
     def stop(self) -> None:
         """Ask all workers to stop at the first place that none of them has passed."""

@@ -1,6 +1,5 @@
 """A run on Ray Train: one TorchTrainer around `run_experiment`, which goes on when workers are lost."""
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from rayssl.report import Report
 from rayssl.runtime import Runtime, Tracker
 
 _POLL_SECONDS = 0.3
-_MISTAKE = "mistake.json"
 
 
 class OnCluster(Protocol):
@@ -73,7 +71,6 @@ def work_on_ray(
         RunStopped: If it was asked to stop.
         RaysslError: What the function itself raised on a worker.
     """
-    (folder / _MISTAKE).unlink(missing_ok=True)
     if config.cluster.is_elastic:
         # How long a group of the old size is waited for after a loss, before a smaller one is started.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
@@ -81,10 +78,13 @@ def work_on_ray(
         import ray
         import ray.train
         from ray.train.torch import TorchTrainer
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from rayssl.cluster.runtime import ProgressBoard
 
-        board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+        # On this node, as Train's controller is: another one may be lost.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
         settings = config.cluster
         resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
         trainer = TorchTrainer(
@@ -112,50 +112,50 @@ def work_on_ray(
             try:
                 result = trainer.fit().return_value
             except ray.train.TrainingFailedError as error:
-                _raise_mistake(folder)
+                _raise_mistake(ray.get(board.first_mistake.remote()))
                 raise ClusterError(
                     f"the run stopped after {settings.max_failures + 1} attempts (cluster.max_failures); the last "
                     f"ended with: {_last_line(error)}. Its checkpoints are in {folder}; "
                     "the same command goes on from there."
                 ) from error
-    if result is None:
-        _raise_mistake(folder)
+        _raise_mistake(ray.get(board.first_mistake.remote()))
     return result
 
 
 def _train_worker(arguments: dict[str, Any]) -> Any:
     """What every worker runs.
 
-    A user's mistake is written down, so that it is not tried again as if a worker had been lost.
+    A user's mistake goes to the board, so that it is not tried again as if a worker had been lost.
     """
+    import ray
+
     from rayssl.cluster.runtime import TrainRuntime
     from rayssl.tracking import MLflowTracker
 
     config: OnCluster = arguments["config"]
     folder: Path = arguments["folder"]
-    if (folder / _MISTAKE).exists():
+    board = arguments["board"]
+    if ray.get(board.first_mistake.remote()) is not None:
         return None
     enter_directory(arguments["directory"])
-    runtime = TrainRuntime(folder, num_threads=config.cluster.cpus_per_worker, board=arguments["board"])
+    runtime = TrainRuntime(folder, num_threads=config.cluster.cpus_per_worker, board=board)
     tracker = None
     if runtime.rank == 0 and arguments["tracking_uri"] is not None:
         tracker = MLflowTracker.attach(folder, uri=arguments["tracking_uri"], notify=runtime.show)
     try:
         return arguments["work"](config, runtime, tracker)
     except RaysslError as error:
-        (folder / _MISTAKE).write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
+        ray.get(board.note_mistake.remote(type(error).__name__, str(error)))
         if isinstance(error, RunStopped):  # raised by all workers, so that none is waited for
             return None
         raise
 
 
-def _raise_mistake(folder: Path) -> None:
-    """Raise the error that a worker wrote down, if there is one, as it was raised there."""
-    if not (folder / _MISTAKE).exists():
-        return
-    mistake = json.loads((folder / _MISTAKE).read_text())
-    (folder / _MISTAKE).unlink()
-    raise getattr(errors, mistake["type"], RaysslError)(mistake["message"])
+def _raise_mistake(mistake: tuple[str, str] | None) -> None:
+    """Raise the error that a worker told of, if there is one, as it was raised there."""
+    if mistake is not None:
+        kind, message = mistake
+        raise getattr(errors, kind, RaysslError)(message)
 
 
 class _shown:  # noqa: N801  a context manager, named as what it makes of the board

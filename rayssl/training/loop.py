@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rayssl.data.loaders import TrainLoader
 from rayssl.errors import TrainingError
@@ -139,8 +140,7 @@ def train_stage(
                 batch = next(batches)
                 views = stage.task.make_views(replace(batch, images=batch.images.to(runtime.device, non_blocking=True)))
                 inputs = views.inputs.contiguous(memory_format=torch.channels_last)
-                alone = part + 1 < num_parts and runtime.world_size > 1
-                with model.no_sync() if alone else nullcontext():
+                with _kept_apart(model) if part + 1 < num_parts else nullcontext():
                     with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == "bf16"):
                         outcome = model(inputs, views.targets)
                     (outcome.loss * weight).backward()
@@ -169,6 +169,11 @@ def train_stage(
             "learning_rate": rate,
             "images_per_second": examples / (time.monotonic() - started),
         }
+
+
+def _kept_apart(model: nn.Module) -> AbstractContextManager[None]:
+    """Let gradients add up without being averaged over the workers yet."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def _leave(totals: dict[str, Tensor], stage: TrainedStage, runtime: Runtime) -> dict[str, Any]:

@@ -1,0 +1,482 @@
+"""Kill everything that a run depends on, once or many times, and see whether it ends as if nothing had happened.
+
+    python benchmarks/faults.py [--moments 1] [--faults worker node ...] [--methods psl mgta] [--postgres URI]
+
+Two Ray nodes on this machine, an MLflow server over HTTP (its records in SQLite, or in the PostgreSQL that --postgres
+names), and the `rayssl pretrain` command in small, each fault at a random moment of the training. Afterwards the
+weights are compared with those of an undisturbed run, bit for bit, and so is every number in MLflow; nothing may be
+left running, reserved or half written. With --moments 20 each fault is tried twenty times.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+from rich.console import Console
+from rich.table import Table
+
+from rayssl.errors import CheckpointError
+from rayssl.training.checkpoints import load_checkpoint
+
+_QUIET = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+_COMMON = ["backbone.width=16", "data.image_size=16", "evaluations=[]", "cluster.workers=2", "cluster.max_failures=5"]
+_RECIPES = {
+    "psl": ["demo-psl", *(f"method.stages.{i}.epochs=5" for i in range(3)), "online.every=1"],
+    "mgta": ["demo-mgta", "method.baseline.epochs=4", "method.rounds.count=2", "method.rounds.epochs=2"]
+    + ["method.final.epochs=2", "method.clusters=30", "online.every=2"],
+}
+_EPOCHS = {"psl": 15, "mgta": 14}
+_DOWN_SECONDS = 60.0
+"""How long the MLflow server stays away."""
+_REPLACED_AFTER = 5.0
+"""Seconds until another node stands in for one that was killed."""
+
+
+@dataclass
+class Attempt:
+    """A run and what was done to it."""
+
+    folder: Path
+    code: int
+    """Exit code of the last command."""
+    seconds: float
+    """From the first command to the end of the last one."""
+    output: list[str] = field(default_factory=list)
+
+
+class Place:
+    """Two nodes, an MLflow server, and a folder for runs."""
+
+    def __init__(self, folder: Path, backend: str | None) -> None:
+        self.folder = folder
+        self.backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
+        self.port = _free_port()
+        self.server: subprocess.Popen[bytes] | None = None
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.second: Any = self.cluster.add_node(num_cpus=1)
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where the server listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start_server(self) -> None:
+        """Start the MLflow server, on the same port each time."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", self.backend]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("ab") as log:
+            self.server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        _wait_until(lambda: _answers(self.port), 120, "the MLflow server does not come up")
+
+    def stop_server(self) -> None:
+        """Kill it, with its workers."""
+        if self.server is not None:
+            os.killpg(self.server.pid, signal.SIGKILL)
+            self.server.wait()
+            self.server = None
+
+    def lose_node(self) -> None:
+        """Kill the second node."""
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = None
+
+    def mend(self) -> None:
+        """Bring back what a fault took."""
+        if self.second is None:
+            self.second = self.cluster.add_node(num_cpus=1)
+        if self.server is None:
+            self.start_server()
+
+    def close(self) -> None:
+        """End everything."""
+        self.stop_server()
+        self.cluster.shutdown()
+
+
+class Command:
+    """`rayssl pretrain` as a process whose lines are read."""
+
+    def __init__(self, place: Place, arguments: list[str]) -> None:
+        environment = {**os.environ, "RAY_ADDRESS": place.cluster.address, "MLFLOW_TRACKING_URI": place.tracking_uri}
+        environment["PYTHONUNBUFFERED"] = "1"
+        command = [sys.executable, "-m", "rayssl", "pretrain", *arguments]
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            yield self.lines[-1]
+
+    def finish(self) -> int:
+        """Read what is left; the exit code."""
+        for _ in self:
+            pass
+        return self.process.wait()
+
+
+def main() -> None:
+    """Undisturbed runs first, then each fault at each moment."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moments", type=int, default=1, help="times that each fault is tried with each method")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--methods", nargs="+", choices=_RECIPES, default=list(_RECIPES))
+    parser.add_argument("--seed", type=int, default=0, help="decides the moments")
+    parser.add_argument("--postgres", metavar="URI", help="postgresql://USER:PASSWORD@HOST/DATABASE for MLflow")
+    parser.add_argument("--folder", type=Path, help="keep runs and logs there; else they are deleted")
+    chosen = parser.parse_args()
+    os.environ.update(_QUIET)
+    rows = []
+    with _folder(chosen.folder) as folder:
+        place = Place(folder, chosen.postgres)
+        try:
+            ray.init(address=place.cluster.address, logging_level="ERROR", log_to_driver=False)
+            place.start_server()
+            for method in chosen.methods:
+                whole = _run(place, method, "whole", _let_be, random.Random(0))
+                if whole.code != 0:
+                    sys.exit("\n".join([*whole.output[-20:], f"the undisturbed run of {method} failed"]))
+                for name in chosen.faults:
+                    rows.append(_try(place, name, method, whole, moments=chosen.moments, seed=chosen.seed))
+        finally:
+            place.close()
+    _print_table(rows)
+    for row in rows:
+        print(json.dumps(row))
+    sys.exit(any(row.get("recovered", row.get("times")) != row.get("times") for row in rows))
+
+
+def _try(place: Place, name: str, method: str, whole: Attempt, *, moments: int, seed: int) -> dict[str, Any]:
+    """One fault, at several moments: a row of the result."""
+    outcomes = []
+    for number in range(moments):
+        moment = random.Random(f"{seed} {name} {method} {number}")
+        try:
+            attempt = _run(place, method, f"{name}-{number}", FAULTS[name], moment)
+        except PermissionError as error:
+            return {"fault": name, "method": method, "skipped": str(error)}
+        finally:
+            place.mend()
+        outcome = _judge(place, attempt, whole)
+        outcomes.append(outcome)
+        print(f"{method} {name} {number + 1}/{moments}: {outcome}", flush=True)
+        if not outcome["recovered"]:
+            print("\n".join(f"    {line}" for line in attempt.output[-12:]), flush=True)
+    comparable = [outcome for outcome in outcomes if outcome["equal"] is not None]
+    return {
+        "fault": name,
+        "method": method,
+        "times": moments,
+        "recovered": sum(outcome["recovered"] for outcome in outcomes),
+        "equal": sum(outcome["equal"] for outcome in comparable) if name not in _OTHER_SIZE else None,
+        **{key: sum(outcome[key] for outcome in outcomes) for key in ("metrics_lost", "metrics_doubled", "left_over")},
+        "seconds_lost": round(sum(outcome["seconds_lost"] for outcome in outcomes) / moments, 1),
+    }
+
+
+def _run(
+    place: Place, method: str, name: str, fault: "Callable[[Place, list[str], Moment], Attempt]", draws: random.Random
+) -> Attempt:
+    arguments = [*_RECIPES[method], *_COMMON, f"name={method}-{name}", f"storage_path={place.folder / 'runs'}"]
+    # Not in the first epoch, before which there is nothing to go on from, nor after the last.
+    moment = Moment(after_epoch=draws.randint(1, _EPOCHS[method] - 1), delay=draws.random(), draws=draws)
+    return fault(place, arguments, moment)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a fault strikes."""
+
+    after_epoch: int
+    """Lines of epochs that were shown before."""
+    delay: float
+    """Seconds after that line."""
+    draws: random.Random
+
+    def wait(self, command: Command) -> bool:
+        """Read until the moment has come; False if the command ended before."""
+        shown = 0
+        for line in command:
+            shown += line.startswith("stage ")
+            if shown == self.after_epoch:
+                time.sleep(self.delay)
+                return True
+        return False
+
+
+def _let_be(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    return _finished(Command(place, arguments), time.monotonic())
+
+
+def _kill_worker(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    start, command = time.monotonic(), Command(place, arguments)
+    if moment.wait(command):
+        os.kill(moment.draws.choice(_ray_processes("RayTrainWorker")), signal.SIGKILL)
+    return _finished(command, start)
+
+
+def _kill_node(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    start, command = time.monotonic(), Command(place, arguments)
+    if moment.wait(command):
+        place.lose_node()
+        time.sleep(_REPLACED_AFTER)
+        place.mend()
+    return _finished(command, start)
+
+
+def _lose_node(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    """No other comes: the run goes on with one worker."""
+    start, command = time.monotonic(), Command(place, [*arguments, "cluster.workers=[1,2]"])
+    if moment.wait(command):
+        place.lose_node()
+    return _finished(command, start)
+
+
+def _kill_driver(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    return _end_and_repeat(place, arguments, moment, signal.SIGKILL)
+
+
+def _terminate(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    return _end_and_repeat(place, arguments, moment, signal.SIGTERM)
+
+
+def _truncate(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    def cut() -> None:
+        newest = sorted(_run_folder(arguments).glob("ray/checkpoint_*/tensors.pt"))[-1]
+        with newest.open("r+b") as file:
+            file.truncate(newest.stat().st_size // 2)
+
+    return _end_and_repeat(place, arguments, moment, signal.SIGKILL, before_repeating=cut)
+
+
+def _stop_server(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    start, command = time.monotonic(), Command(place, arguments)
+    if moment.wait(command):
+        place.stop_server()
+        back = time.monotonic() + _DOWN_SECONDS
+        time.sleep(max(0.0, back - time.monotonic()))
+        place.start_server()
+    return _finished(command, start)
+
+
+def _fill_disk(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    """The runs lie on a small disk of their own, which is full when the next checkpoint is written."""
+    disk = place.folder / "small-disk"
+    disk.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", disk], check=False, capture_output=True
+    )
+    if mounted.returncode != 0:
+        raise PermissionError(f"a small disk can't be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        *others, storage = arguments
+        on_disk = [*others, f"storage_path={disk}"]
+        start, command = time.monotonic(), Command(place, on_disk)
+        if moment.wait(command):
+            with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(2**16))
+        code = command.finish()
+        if code == 2 and "can't be written" in "\n".join(command.lines):
+            (disk / "filler").unlink()
+            again = Command(place, on_disk)
+            code = again.finish()
+            command.lines += again.lines
+        seconds = time.monotonic() - start
+        source = _run_folder(on_disk)
+        target = Path(storage.removeprefix("storage_path=")) / source.name
+        shutil.copytree(source, target)
+        return Attempt(target, code, seconds, command.lines)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def _end_and_repeat(
+    place: Place,
+    arguments: list[str],
+    moment: Moment,
+    number: signal.Signals,
+    *,
+    before_repeating: Callable[[], None] = lambda: None,
+) -> Attempt:
+    start, command = time.monotonic(), Command(place, arguments)
+    if not moment.wait(command):
+        return _finished(command, start)
+    command.process.send_signal(number)
+    code = command.finish()
+    if number == signal.SIGTERM and code != 143:
+        command.lines.append(f"exit code {code} after SIGTERM, not 143")
+        return Attempt(_run_folder(arguments), -1, time.monotonic() - start, command.lines)
+    _wait_until(lambda: not _ray_processes("RayTrainWorker"), 60, "workers outlive their driver")
+    before_repeating()
+    again = _finished(Command(place, arguments), start)
+    return Attempt(again.folder, again.code, again.seconds, [*command.lines, *again.output])
+
+
+FAULTS: dict[str, Callable[[Place, list[str], Moment], Attempt]] = {
+    "worker killed": _kill_worker,
+    "node killed": _kill_node,
+    "node lost for good": _lose_node,
+    "driver killed": _kill_driver,
+    "SIGTERM": _terminate,
+    "MLflow away": _stop_server,
+    "disk full": _fill_disk,
+    "checkpoint truncated": _truncate,
+}
+_OTHER_SIZE = ("node lost for good",)
+"""Faults after which fewer workers go on, so that sums are made in another order."""
+
+
+def _judge(place: Place, attempt: Attempt, whole: Attempt) -> dict[str, Any]:
+    """What became of a run."""
+    recovered = attempt.code == 0 and (attempt.folder / "encoder.pt").exists()
+    left = _left_over(place)
+    equal = False
+    lost, doubled = 0, 0
+    if recovered:
+        mine, theirs = (torch.load(each.folder / "encoder.pt", weights_only=True) for each in (attempt, whole))
+        equal = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+        ours, expected = (_recorded(place, each.folder.name) for each in (attempt, whole))
+        lost = sum((expected - ours).values())
+        doubled = sum((ours - expected).values())
+        for folder in sorted(attempt.folder.glob("stage-*")):
+            try:
+                load_checkpoint(folder)
+            except CheckpointError:
+                left += 1
+    return {
+        "recovered": recovered,
+        "equal": equal,
+        "metrics_lost": lost,
+        "metrics_doubled": doubled,
+        "left_over": left,
+        "seconds_lost": attempt.seconds - whole.seconds,
+    }
+
+
+def _recorded(place: Place, run_id: str) -> "Counter[tuple[str, str, int]]":
+    """How often each metric of each step is in MLflow: of the run and, by their names, of its children."""
+    client = MlflowClient(place.tracking_uri)
+    experiment = client.get_experiment_by_name("rayssl")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run_id}'")
+    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    counts: Counter[tuple[str, str, int]] = Counter()
+    for run in (parent, *children):
+        part = str(run.info.run_name).removeprefix(run_id)
+        for name in run.data.metrics:
+            counts.update((part, name, row.step) for row in client.get_metric_history(run.info.run_id, name))
+    return counts
+
+
+def _left_over(place: Place) -> int:
+    """Processes and reservations that outlive the run."""
+
+    def free() -> bool:
+        wanted, has = ray.cluster_resources().get("CPU"), ray.available_resources().get("CPU")
+        return wanted == has and not _ray_processes("RayTrainWorker")
+
+    with suppress(TimeoutError):
+        _wait_until(free, 30, "")
+        return 0
+    return len(_ray_processes("RayTrainWorker")) + 1
+
+
+def _finished(command: Command, start: float) -> Attempt:
+    code = command.finish()
+    return Attempt(_run_folder(command.process.args[4:]), code, time.monotonic() - start, command.lines)  # type: ignore[index]
+
+
+def _run_folder(arguments: Any) -> Path:
+    """The folder of the run that a command made."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    return max(Path(given["storage_path"]).glob(f"{given['name']}-*"), key=lambda path: path.stat().st_mtime)
+
+
+def _ray_processes(name: str) -> list[int]:
+    """Processes of this kind that descend from this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            if path.read_bytes().startswith(f"ray::{name}".encode()) and _is_ours(int(path.parent.name)):
+                found.append(int(path.parent.name))
+    return found
+
+
+def _is_ours(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float, failure: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(failure)
+        time.sleep(0.5)
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def _folder(given: Path | None) -> Iterator[Path]:
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="rayssl-faults-") as folder:
+        yield Path(folder)
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    columns = ("times", "recovered", "equal", "metrics_lost", "metrics_doubled", "left_over", "seconds_lost")
+    table = Table("fault", "method", *(name.replace("_", " ") for name in columns), title="Faults")
+    for row in rows:
+        values = [row["skipped"]] if "skipped" in row else [str(row[name]) for name in columns]
+        table.add_row(row["fault"], row["method"], *values)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
