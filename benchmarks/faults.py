@@ -114,6 +114,7 @@ class Place:
 
     def close(self) -> None:
         """End everything."""
+        ray.shutdown()
         self.stop_server()
         self.cluster.shutdown()
 
@@ -180,7 +181,7 @@ def _try(place: Place, name: str, method: str, whole: Attempt, *, moments: int, 
     for number in range(moments):
         moment = random.Random(f"{seed} {name} {method} {number}")
         try:
-            attempt = _run(place, method, f"{name}-{number}", FAULTS[name], moment)
+            attempt = _run(place, method, f"{name.replace(' ', '-')}-{number}", FAULTS[name], moment)
         except PermissionError as error:
             return {"fault": name, "method": method, "skipped": str(error)}
         finally:

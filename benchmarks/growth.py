@@ -6,8 +6,8 @@ Every piece runs at four sizes, each twice the one before, with one thread: view
 step (ResNet-18 of half the width, rotations, 64 px), k-means (10 iterations), the SVMs of one fold (4 classes x 3
 costs) and kNN (500 queries). The slope of the logarithms is the power by which it grows: 1 is linear. An SVM's memory
 and time grow with the square of its images, since it keeps their inner products; all else should be linear at most.
-Memory is the peak of what torch allocates beside the input. A training step and k-means also share the same work among
-one and two processes, over gloo. Seconds are wall seconds. About 3 minutes on 2 cores.
+Seconds are CPU seconds. Memory is the peak of what torch allocates beside the input. A training step and k-means also
+share the same work among one and two processes, over gloo, in wall seconds. About 2 minutes on 2 cores.
 """
 
 import argparse
@@ -169,15 +169,15 @@ def made_up_features(num_rows: int, dim: int) -> Tensor:
 
 
 def measure(sweep: Sweep, *, rounds: int) -> Growth:
-    """Time and memory at every size, the sizes taking turns."""
+    """CPU seconds and memory at every size, the sizes taking turns."""
     runs = {str(size): sweep.build(size) for size in sweep.sizes}
-    seconds = interleaved_seconds(runs, rounds=rounds)
+    seconds = interleaved_seconds(runs, rounds=rounds, clock=time.process_time)
     mebibytes = [peak_mebibytes(run, CPU) for run in runs.values()]
     return Growth(sweep.piece, sweep.variable, sweep.sizes, list(seconds.values()), mebibytes, sweep.power)
 
 
 def measure_workers(*, rounds: int) -> list[Growth]:
-    """Time and one worker's memory of the same work, shared among one and among two processes."""
+    """Wall seconds and one worker's memory of the same work, shared among one and among two processes."""
     results: dict[str, list[tuple[float, float]]] = {}
     for count in WORKERS:
         with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from rayssl.config import load_config
-from rayssl.experiment import initial_encoder, local_runtime, open_data
+from rayssl.experiment import initial_encoder, local_runtime
+from rayssl.open_data import open_data
 from rayssl.training.loop import train_stage
 
 SIDE = 64

@@ -32,6 +32,10 @@ class ClusterConfig(Config):
     """GPUs of each worker; 0 trains on CPUs."""
     max_failures: int = Field(default=3, ge=0)
     """Times that lost workers are replaced before the run gives up."""
+    timeout_s: float = Field(default=1800, gt=0)
+    """Seconds that workers wait for one of them that hangs, before the group is started again."""
+    bucket_mib: float = Field(default=25, gt=0)
+    """MiB of gradients that are averaged over the workers at a time, while the backward pass goes on."""
     address: str | None = None
     """A Ray cluster to join ("auto", or HOST:PORT); None: the one that RAY_ADDRESS names, or one of this run's own."""
 

@@ -16,7 +16,7 @@ from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, Outcom
 from rayssl.evaluation.base import BlockEvaluation, derive_seed
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.lists import write_chosen_pictures
-from rayssl.experiment import OpenPictures, open_data
+from rayssl.open_data import OpenPictures, drop_node_cache, open_data
 from rayssl.runtime import Runtime, Tracker
 from rayssl.sources import load_encoder
 
@@ -56,7 +56,9 @@ def run_evaluation(config: EvaluateConfig, runtime: Runtime, tracker: Tracker | 
         CheckpointError: If the weights can't be read.
         RaysslError: If a training diverges.
     """
-    pictures = open_data(config, runtime.folder, rank=runtime.rank, barrier=runtime.barrier)
+    pictures = open_data(
+        config, runtime.folder, rank=runtime.rank, leads_node=runtime.leads_node, barrier=runtime.barrier
+    )
     told = check_fit(config.evaluation, pictures)
     seeds = [config.seed, *(derive_seed(config.seed, number) % 2**31 for number in range(1, config.seeds))]
     evaluation = config.evaluation
@@ -64,6 +66,7 @@ def run_evaluation(config: EvaluateConfig, runtime: Runtime, tracker: Tracker | 
         outcomes, shuffled = _measure_together(evaluation, config, pictures.train, told, seeds, runtime)
     else:
         outcomes, shuffled = _measure_apart(evaluation, config, pictures.train, told, seeds, runtime)
+    drop_node_cache(config, runtime)
     metrics = _over_seeds([outcome.metrics for outcome in outcomes])
     notes = [_describe(config, pictures, told), *dict.fromkeys(note for outcome in outcomes for note in outcome.notes)]
     if (num_without := sum(not outcome.metrics for outcome in outcomes)) and metrics:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +10,14 @@ import torch
 
 from rayssl.backbones import Backbone, load_weights
 from rayssl.config import ExperimentConfig
-from rayssl.data import ImageList, Pictures, Splits, check_size, open_pictures
-from rayssl.errors import DataError, RunStopped
-from rayssl.evaluate_config import EvaluateConfig
+from rayssl.data import Pictures
+from rayssl.errors import RunStopped
 from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, OnlineEvaluation, listed_pictures
 from rayssl.evaluation.collapse import collapse_warnings
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.lists import write_chosen_pictures
 from rayssl.methods import Method
+from rayssl.open_data import OpenPictures, drop_node_cache, open_data
 from rayssl.recipe_file import flatten
 from rayssl.report import Report
 from rayssl.run_state import record_again, restore_state, write_state
@@ -52,7 +51,9 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
             return run_experiment(config, local_runtime(config, run.path), tracker)
     tracker = tracker if tracker is not None and runtime.rank == 0 else NullTracker()
     tracker.log_params(flatten(config))
-    pictures = open_data(config, runtime.folder, rank=runtime.rank, barrier=runtime.barrier)
+    pictures = open_data(
+        config, runtime.folder, rank=runtime.rank, leads_node=runtime.leads_node, barrier=runtime.barrier
+    )
     for note in (*_list_bad_files(pictures, runtime), *fitting_evaluations(config, pictures)[1]):
         runtime.show(note)
     encoder = initial_encoder(config).to(runtime.device)
@@ -75,6 +76,10 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     if runtime.rank == 0:
         _write_results(report, config, encoder, tracker)
     runtime.barrier()
+    # As large as the set, and made again in a moment.
+    if runtime.rank == 0:
+        shutil.rmtree(runtime.folder / "cache", ignore_errors=True)
+    drop_node_cache(config, runtime)
     return report
 
 
@@ -176,66 +181,6 @@ def run_stage(
         child.log_artifact(runtime.folder / f"stage-{index + 1}", "checkpoint")
     runtime.report(history[-1], save_end)
     child.finish()
-
-
-@dataclass(frozen=True)
-class OpenPictures:
-    """The pictures of a run, ready to be read."""
-
-    train: Pictures
-    validation: Pictures | None
-    test: Pictures | None
-
-    @property
-    def told(self) -> Pictures | None:
-        """Pictures that the final probes are tested on: the data set's own test split, or the held-out ones."""
-        return self.test or self.validation
-
-
-def open_data(
-    config: ExperimentConfig | EvaluateConfig,
-    folder: Path,
-    *,
-    rank: int = 0,
-    barrier: Callable[[], None] = lambda: None,
-) -> OpenPictures:
-    """List, check, decode and open the pictures; small sets go to `folder`/cache, once for all workers.
-
-    Raises:
-        DataError: If they are missing, unreadable or smaller than the views.
-    """
-    splits = _list_pictures(config, rank=rank, barrier=barrier)
-    check_size(splits.train, image_size=config.data.image_size, allow_upscaling=config.data.allow_upscaling)
-
-    def open_split(name: str, images: ImageList | None) -> Pictures | None:
-        if images is None or len(images) == 0:
-            return None
-        return open_pictures(
-            images,
-            folder / "cache" / name,
-            resize=config.data.decode_size,
-            cache_bytes=int(config.data.cache_gib * 2**30),
-            max_bad_fraction=config.data.max_bad_fraction,
-            num_workers=config.data.loader_workers,
-            is_builder=rank == 0,
-            barrier=barrier,
-        )
-
-    train = open_split("train", splits.train)
-    if train is None:
-        raise DataError("data: there are no pictures to train on. Lower data.validation_fraction or raise data.limit.")
-    return OpenPictures(train, open_split("validation", splits.validation), open_split("test", splits.test))
-
-
-def _list_pictures(config: ExperimentConfig | EvaluateConfig, *, rank: int, barrier: Callable[[], None]) -> Splits:
-    """The same splits on every rank; rank 0 goes first, since it may have to download or unpack them."""
-    if rank != 0:
-        barrier()
-        return config.data.build(seed=config.seed)
-    try:
-        return config.data.build(seed=config.seed)
-    finally:
-        barrier()  # also after an error, which the others, waiting here, then meet themselves
 
 
 def initial_encoder(config: ExperimentConfig) -> Backbone:
@@ -405,7 +350,6 @@ def _write_results(report: Report, config: ExperimentConfig, encoder: Backbone, 
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in report.history))
     tracker.log_metrics(report.metrics, step=len(report.history))
     report.write()
-    shutil.rmtree(folder / "cache", ignore_errors=True)  # as large as the set, and made again in a moment
     for name in ("config.yaml", "history.jsonl", "report.md", "report.json", "bad_files.txt", "encoder.pt"):
         if (folder / name).exists():
             tracker.log_artifact(folder / name)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rayssl.config import ExperimentConfig
 from rayssl.errors import RunStopped
-from rayssl.experiment import initial_encoder, local_runtime, open_data, run_experiment
+from rayssl.experiment import initial_encoder, local_runtime, run_experiment
+from rayssl.open_data import open_data
 from rayssl.report import Report
 from rayssl.runs import RunFolder, open_run
 from rayssl.stopping import asked_to_stop

@@ -17,6 +17,12 @@ from rayssl.recipe_file import to_yaml
 _CONFIG = "config.yaml"
 _REPORT = "report.json"
 _LOCK = ".lock"
+_RESULT_IS_THE_SAME: dict[str, Any] = {
+    "storage_path": True,
+    "data": {"cache_path"},
+    "cluster": {"timeout_s", "bucket_mib"},
+}
+"""Settings that don't decide a run's result: where things lie, and how long is waited."""
 _ID = re.compile(r"[0-9a-f]{8}(-\d+)?")
 
 
@@ -119,6 +125,6 @@ def _suffixed(base: Path, number: int) -> Path:
 
 
 def _fingerprint(config: ExperimentConfig) -> str:
-    """Eight hex digits that two configs share only if they agree in all but where runs are stored."""
-    resolved: dict[str, Any] = config.model_dump(mode="json", by_alias=True, exclude={"storage_path"})
+    """Eight hex digits that two configs share only if they agree in all that decides a run's result."""
+    resolved: dict[str, Any] = config.model_dump(mode="json", by_alias=True, exclude=_RESULT_IS_THE_SAME)
     return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]

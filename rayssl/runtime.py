@@ -57,6 +57,8 @@ class Runtime(Protocol):
     device: torch.device
     rank: int
     world_size: int
+    leads_node: bool
+    """Whether this is the worker of its machine that prepares what all of them there use."""
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Make `module` synchronise its gradients over the workers; itself with one worker."""
@@ -139,10 +141,12 @@ class NullTracker:
 class WorkerGroup:
     """The collective part of a runtime, over the default process group where one is initialised."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, bucket_mib: float = 25) -> None:
         self.device = device
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+        self.leads_node = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+        self._bucket_mib = bucket_mib
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Wrap for data-parallel training."""
@@ -150,7 +154,9 @@ class WorkerGroup:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         # Running statistics are averaged once an epoch (training/loop.py), not sent from rank 0 in every step.
-        return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
+        return DistributedDataParallel(
+            module, device_ids=devices, forward_sync_buffers=False, bucket_cap_mb=self._bucket_mib
+        )
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over the workers, in place."""

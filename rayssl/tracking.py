@@ -113,7 +113,7 @@ class MLflowTracker:
         return self._outbox.uri
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Record parameters by their dotted keys; repeating the same ones is fine."""
+        """Record parameters by their dotted keys; those that are recorded already stay as they are."""
         from mlflow.entities import Param
 
         rows = [Param(name, str(value)) for name, value in params.items()]
@@ -122,7 +122,10 @@ class MLflowTracker:
             self._outbox.send(partial(self._send_params, batch))
 
     def _send_params(self, rows: "list[Param]", client: "MlflowClient") -> None:
-        client.log_batch(self.run_id, params=rows)
+        known = client.get_run(self.run_id).data.params
+        new = [row for row in rows if row.key not in known]  # MLflow refuses to change one
+        if new:
+            client.log_batch(self.run_id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record numbers at an epoch of the run, each once: those of an epoch that is done again are left out."""

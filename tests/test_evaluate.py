@@ -11,8 +11,9 @@ from rayssl import cli
 from rayssl.errors import DataError
 from rayssl.evaluate_config import load_evaluation
 from rayssl.evaluation_report import EvaluationReport
-from rayssl.experiment import build_encoder, evaluate_beside_random, fitting_evaluations, open_data
+from rayssl.experiment import build_encoder, evaluate_beside_random, fitting_evaluations
 from rayssl.launch_evaluation import evaluate
+from rayssl.open_data import open_data
 from rayssl.runtime import LocalRuntime
 from rayssl.tracking import MLflowTracker, tracking_uri
 from tests.conftest import SmallRun

@@ -32,6 +32,7 @@ LAYERS = {
     "report": 4,
     "search_space": 4,
     "search_report": 4,
+    "open_data": 4,
     "run_state": 5,
     "experiment": 5,
     "evaluate": 5,

@@ -9,7 +9,7 @@ import pytest
 
 from rayssl.data import DigitsConfig, ImageList
 from rayssl.errors import DataError
-from rayssl.experiment import OpenPictures, open_data
+from rayssl.open_data import OpenPictures, open_data
 from tests.conftest import SmallRun
 
 

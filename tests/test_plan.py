@@ -22,7 +22,7 @@ from rayssl.plan import (
     plan_experiment,
     plan_experiments,
 )
-from rayssl.plan.calibration import SavedBytes
+from rayssl.plan.memory import SavedBytes
 from rayssl.runtime import LocalRuntime
 from tests.conftest import SmallRun
 
@@ -59,6 +59,21 @@ def test_a_ring_sends_almost_twice_the_bytes_whatever_its_length() -> None:
 def test_each_message_goes_round_the_ring_twice() -> None:
     assert all_reduce_seconds(0, 8, bandwidth=1, latency=1e-3) == pytest.approx(14e-3)
     assert all_reduce_seconds(0, 8, bandwidth=1, latency=1e-3, num_messages=3) == pytest.approx(42e-3)
+
+
+def test_trees_are_taken_where_they_are_quicker() -> None:
+    """Few bytes: 2 x 3 levels in place of 14 messages; many bytes: the ring's 14 / 8 of them in place of twice."""
+    small = all_reduce_seconds(0, 8, bandwidth=1, latency=1e-3, has_trees=True)
+    assert small == pytest.approx(6e-3)
+    large = all_reduce_seconds(1e9, 8, bandwidth=1e6, latency=1e-6, has_trees=True)
+    assert large == all_reduce_seconds(1e9, 8, bandwidth=1e6, latency=1e-6) == pytest.approx(1750, rel=1e-3)
+
+
+def test_synchronised_batchnorm_waits_in_every_layer(small_run: SmallRun) -> None:
+    """With 4 workers each of them gathers in 3 messages and sums in 6; the bytes of gradients cost nothing here."""
+    config = small_run.config("training.sync_batchnorm=true", "method.stages.0.blocks=[1]")
+    first = plan_experiment(config, num_workers=4, calibration_steps=1, bandwidth=1e30, latency=1e-3).stages[0]
+    assert first.communication_seconds == pytest.approx(6e-3 + 1 * 9e-3)  # B1 has one BatchNorm
 
 
 @pytest.mark.parametrize("wrong", [{"num_workers": 0}, {"bandwidth": 0.0}, {"latency": -1.0}])

@@ -20,7 +20,7 @@ def test_the_table_names_stages_sums_and_assumptions() -> None:
     assert [sum(f"│ stage-{number} " in line for line in lines) for number in (1, 2, 3)] == [2, 2, 2]
     assert any(line.startswith("demo-psl, 2 workers (cpu)") for line in lines)
     assert any("of the ideal" in line for line in lines)
-    assert any(line.startswith("Network: ring all-reduce, 10 Gbit/s and 0 us a message (given); 0%") for line in lines)
+    assert any(line.startswith("Network: sums in a ring, 10 Gbit/s and 0 us a message (given); 0%") for line in lines)
     assert any(line.startswith("Left out:") for line in lines)
 
 

@@ -2,8 +2,9 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -13,6 +14,9 @@ from ray.train.v2._internal.execution import context as train_context
 
 from rayssl.runtime import WorkerGroup
 from rayssl.training.checkpoints import unwritable
+
+_LOST = ("WorkerHealthCheck", "ActorDied", "ActorUnavailable", "NodeDied", "WorkerCrashed")
+_WAITED = ("timed out", "timeout")
 
 
 class ProgressBoard:
@@ -25,6 +29,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._events: list[object] = []
         self._mistake: tuple[str, str] | None = None
+        self._hosts: dict[int, str] = {}
         self._latest = (0, 0)
         self._stop_after: tuple[int, int] | None = None
 
@@ -36,6 +41,14 @@ class ProgressBoard:
         """Everything since the last call."""
         events, self._events = self._events, []
         return events
+
+    def join(self, rank: int, size: int, host: str) -> None:
+        """A worker of a group of so many starts on a host."""
+        self._hosts = {other: name for other, name in self._hosts.items() if other < size} | {rank: host}
+
+    def note_loss(self, failures: Mapping[int, str]) -> None:
+        """The group is started again, because these workers ended so, each with the last line of its error."""
+        self.post(f"warning: {describe_loss(failures, self._hosts)}; starting again from the last checkpoint")
 
     def note_mistake(self, kind: str, message: str) -> None:
         """Tell of a user's mistake: the name of its error's class, and what it says. The first one counts."""
@@ -58,20 +71,68 @@ class ProgressBoard:
         return self._stop_after is not None and place > self._stop_after
 
 
+def describe_loss(failures: Mapping[int, str], hosts: Mapping[int, str]) -> str:
+    """What happened to a group of workers, by who is to blame.
+
+    A worker that is lost breaks the connections of the others, and one that hangs lets the others time out and says
+    nothing itself.
+
+    Args:
+        failures: Last line of the error of each worker that failed, by rank.
+        hosts: Where each worker of the group runs.
+    """
+
+    def name(ranks: Iterable[int]) -> str:
+        return ", ".join(f"worker {rank} (on {hosts.get(rank, 'an unknown node')})" for rank in sorted(ranks))
+
+    lost = [rank for rank, text in failures.items() if any(word in text for word in _LOST)]
+    if lost:
+        return f"{name(lost)} was lost"
+    silent = [rank for rank in hosts if rank not in failures]
+    if silent and any(word in text.lower() for text in failures.values() for word in _WAITED):
+        return f"{name(silent)} does not answer any more, the others have waited for cluster.timeout_s"
+    rank, text = min(failures.items())
+    return f"{name([rank])} failed: {text}"
+
+
+class TellLosses(ray.train.UserCallback):
+    """Tells the board why a group of workers ends; runs in Train's controller."""
+
+    def __init__(self, board: "ray.actor.ActorHandle") -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called when workers have failed, before they are started again."""
+        lines = {rank: f"{type(error).__name__}: {last_line(error)}" for rank, error in worker_exceptions.items()}
+        self._board.note_loss.remote(lines)
+
+
+def last_line(error: Exception) -> str:
+    """The last line of what an error says, which is the error itself if that is a traceback."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
 class TrainRuntime(WorkerGroup):
     """One worker of a TorchTrainer; checkpoints go through Ray, so that it can replace lost workers.
 
     Args:
         folder: The run's folder, on a file system that all nodes see.
         num_threads: Threads of torch's CPU operators.
+        bucket_mib: See `ClusterConfig`.
         board: Where rank 0 posts what the driver shows, and where the driver asks to stop; None: nobody looks.
     """
 
-    def __init__(self, folder: Path, *, num_threads: int, board: "ray.actor.ActorHandle | None") -> None:
+    def __init__(
+        self, folder: Path, *, num_threads: int, board: "ray.actor.ActorHandle | None", bucket_mib: float = 25
+    ) -> None:
         torch.set_num_threads(num_threads)
-        super().__init__(ray.train.torch.get_device())
+        super().__init__(ray.train.torch.get_device(), bucket_mib=bucket_mib)
+        self.leads_node = ray.train.get_context().get_local_rank() == 0
         self.folder = folder
         self._board = board
+        if board is not None:
+            board.join.remote(self.rank, self.world_size, ray.util.get_node_ip_address())
         # "Reporting training result N", a line an epoch, has no switch of its own.
         logging.getLogger(train_context.__file__).setLevel(logging.WARNING)
 

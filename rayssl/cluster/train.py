@@ -77,10 +77,10 @@ def work_on_ray(
     with ray_cluster(config.cluster):
         import ray
         import ray.train
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from rayssl.cluster.runtime import ProgressBoard
+        from rayssl.cluster.runtime import ProgressBoard, TellLosses
 
         # On this node, as Train's controller is: another one may be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -89,6 +89,7 @@ def work_on_ray(
         resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
         trainer = TorchTrainer(
             _train_worker,
+            torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),  # NCCL on GPUs, gloo on CPUs
             train_loop_config={
                 "work": work,
                 "config": config,
@@ -103,6 +104,7 @@ def work_on_ray(
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=str(folder),
+                callbacks=[TellLosses(board)],
                 failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
@@ -138,7 +140,8 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
     if ray.get(board.first_mistake.remote()) is not None:
         return None
     enter_directory(arguments["directory"])
-    runtime = TrainRuntime(folder, num_threads=config.cluster.cpus_per_worker, board=board)
+    settings = config.cluster
+    runtime = TrainRuntime(folder, num_threads=settings.cpus_per_worker, board=board, bucket_mib=settings.bucket_mib)
     tracker = None
     if runtime.rank == 0 and arguments["tracking_uri"] is not None:
         tracker = MLflowTracker.attach(folder, uri=arguments["tracking_uri"], notify=runtime.show)
@@ -190,7 +193,6 @@ class _shown:  # noqa: N801  a context manager, named as what it makes of the bo
 
 
 def _last_line(error: Exception) -> str:
-    failures = getattr(error, "worker_failures", {})
-    worker = next(iter(failures.values()), error)
-    lines = str(worker).strip().splitlines()
-    return lines[-1] if lines else type(worker).__name__
+    from rayssl.cluster.runtime import last_line
+
+    return last_line(next(iter(getattr(error, "worker_failures", {}).values()), error))

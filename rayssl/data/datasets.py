@@ -43,6 +43,9 @@ class DataConfig(Config):
     cache_gib: float = Field(default=4.0, ge=0)
     """Decoded pictures up to this size are kept in one file, read through the page cache; larger sets are decoded while
     training. In GiB, for each of the train, validation and test pictures."""
+    cache_path: Path | None = None
+    """Folder on each node's own disk for these files, which one worker of each node then writes; null: they lie in the
+    run's folder, written once for all nodes."""
     loader_workers: int = Field(default=2, ge=0)
     """Processes that decode while training, for each worker; 0 decodes in the training process."""
 

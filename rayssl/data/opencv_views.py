@@ -83,13 +83,13 @@ def make_views(
     views = torch.empty(shape) if buffers is None else buffers.lend(*shape)
     targets = views.numpy()
     cv2.setNumThreads(1)
-    num_threads = min(torch.get_num_threads(), len(recipes))
+    num_threads = max(1, min(torch.get_num_threads(), len(recipes)))
 
     def fill(first: int) -> None:
         for row in range(first, len(recipes), num_threads):
             _fill_view(targets[row], pictures[row % count], recipes[row])
 
-    if num_threads <= 1:
+    if num_threads == 1:
         fill(0)
     else:
         with ThreadPoolExecutor(num_threads) as pool:

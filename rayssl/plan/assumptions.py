@@ -20,9 +20,10 @@ def assumptions(
     """
     told = [_steps(config, flops_per_second), _memory(config, flops_per_second)]
     if num_workers > 1:
+        ways = "in a ring or two trees" if network.has_trees else "in a ring"
         told.append(
-            f"Network: ring all-reduce, {8e-9 * network.bandwidth:.3g} Gbit/s and {1e6 * network.latency:.3g} us a "
-            f"message ({network.source}); {network.overlap:.0%} of it can hide behind the backward pass."
+            f"Network: sums {ways}, {8e-9 * network.bandwidth:.3g} Gbit/s and {1e6 * network.latency:.3g} us a message "
+            f"({network.source}); {network.overlap:.0%} of it can hide behind the backward pass."
         )
     if isinstance(config.method, MGTAConfig):
         told.append("Clusters: of equal sizes; k-means is timed on random features, which take it many iterations.")

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rayssl.data.loaders import TrainLoader
 from rayssl.data.pictures import BadFile, Plan, Targets
 from rayssl.methods import StagePlan
+from rayssl.plan.memory import SavedBytes, storages
 from rayssl.runtime import LocalRuntime
 from rayssl.training.loop import StageSchedule, train_stage
 
@@ -131,7 +132,7 @@ def measure_step(
     else:
         saved, flops = _saved_bytes(steps, [*plan.stage.parameters(), *held()], count=is_counted)
         state = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)]
-        constant = _storages([*plan.stage.parameters(), *plan.stage.buffers(), *state, *held()])
+        constant = storages([*plan.stage.parameters(), *plan.stage.buffers(), *state, *held()])
         memory = saved * part // (few if is_counted else part) + gradients + sum(constant.values())
     if flops_per_second is None:
         seconds = _median_seconds(steps) / loader.num_steps
@@ -152,7 +153,7 @@ def _allocated_bytes(steps: Iterator[object], device: torch.device) -> int:
 
 def _saved_bytes(steps: Iterator[object], known: Iterable[Tensor], *, count: bool) -> tuple[int, int]:
     """The most that autograd holds in the first round, and, if asked for, the operations in it."""
-    saved = SavedBytes(_storages(known))
+    saved = SavedBytes(storages(known))
     flops = FlopCounterMode(display=False)
     with flops if count else nullcontext(), saved.watched():
         next(steps)
@@ -182,56 +183,3 @@ def _make_loader(
         order=lambda epoch: order,
         labels=np.arange(order.size, dtype=np.int64) % max(1, min(2, num_classes)),
     )
-
-
-class SavedBytes:
-    """Counts the bytes that autograd holds for the backward pass, each storage once.
-
-    Args:
-        known: Storages that don't count, such as weights.
-    """
-
-    def __init__(self, known: Iterable[int] = ()) -> None:
-        self.peak = 0
-        """Most bytes held at a time."""
-        self._known = set(known)
-        self._now = 0
-        self._holders: dict[int, int] = {}
-
-    def watched(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """A context in which what is saved counts."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held.tensor)
-
-    def _pack(self, tensor: Tensor) -> "_Held":
-        storage = tensor.untyped_storage()
-        pointer, num_bytes = storage.data_ptr(), storage.nbytes()
-        if pointer in self._known:
-            return _Held(tensor, lambda: None)
-        if self._holders.get(pointer, 0) == 0:
-            self._now += num_bytes
-            self.peak = max(self.peak, self._now)
-        self._holders[pointer] = self._holders.get(pointer, 0) + 1
-
-        def release() -> None:
-            self._holders[pointer] -= 1
-            if self._holders[pointer] == 0:
-                self._now -= num_bytes
-
-        return _Held(tensor, release)
-
-
-class _Held:
-    """A saved tensor; autograd drops it once the backward pass has used it."""
-
-    def __init__(self, tensor: Tensor, release: Callable[[], None]) -> None:
-        self.tensor = tensor
-        self._release = release
-
-    def __del__(self) -> None:
-        self._release()
-
-
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Address -> bytes, of storages that may be shared."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}

@@ -14,7 +14,7 @@ from rayssl.experiment import initial_encoder, local_runtime
 from rayssl.plan.assumptions import assumptions
 from rayssl.plan.calibration import StepCost, SyntheticPictures, measure_step
 from rayssl.plan.material import Material, look_at_pictures
-from rayssl.plan.network import Network, all_reduce_seconds, exposed_seconds, measure_network, num_buckets
+from rayssl.plan.network import Network, measure_network, waiting_seconds
 from rayssl.plan.passes import Passes
 from rayssl.plan.result import Plan, StageCost
 from rayssl.plan.rounds import invent_labels, join_halves, labelling_seconds
@@ -110,11 +110,12 @@ def _with_workers(config: ExperimentConfig, num_workers: int) -> ExperimentConfi
 def _find_network(
     config: ExperimentConfig, most_workers: int, *, bandwidth: float | None, latency: float | None, overlap: float
 ) -> Network:
+    on_gpus = config.cluster.gpus_per_worker > 0
     if most_workers == 1:
         return _LOCAL
     if bandwidth is not None:
-        return Network(bandwidth, latency or 0.0, overlap)
-    if config.cluster.gpus_per_worker > 0 and torch.cuda.device_count() < 2:
+        return Network(bandwidth, latency or 0.0, overlap, has_trees=on_gpus)
+    if on_gpus and torch.cuda.device_count() < 2:
         raise ConfigError(
             f"--bandwidth-gbit: needed for {most_workers} workers on GPUs, since there are no two GPUs here to measure "
             "between."
@@ -149,7 +150,13 @@ def _plan(config: ExperimentConfig, num_workers: int, passes: Passes, network: N
             )
         step = steps[kind]
         schedule = method.schedule(index)
-        waiting = _communication_seconds(step, num_workers, config, network)
+        waiting = waiting_seconds(
+            network,
+            num_workers,
+            step.synchronized_bytes,
+            computation=step.seconds,
+            num_batchnorms=step.num_batchnorms if config.training.sync_batchnorm else 0,
+        )
         seconds = _with_decoding(step.seconds + waiting, step.num_images, config, material)
         measured = len({*range(config.online.every, schedule.epochs + 1, config.online.every), schedule.epochs})
         probes = measured * passes.measuring_seconds(plan.stage.last_block) if plan.measured else 0.0
@@ -181,24 +188,6 @@ def _plan(config: ExperimentConfig, num_workers: int, passes: Passes, network: N
             *material.notes,
         ),
     )
-
-
-def _communication_seconds(step: StepCost, num_workers: int, config: ExperimentConfig, network: Network) -> float:
-    """What a step waits for: the gradients that don't hide, and the statistics of synchronised BatchNorm."""
-    if num_workers == 1:
-        return 0.0
-    gradients = all_reduce_seconds(
-        step.synchronized_bytes,
-        num_workers,
-        bandwidth=network.bandwidth,
-        latency=network.latency,
-        num_messages=num_buckets(step.synchronized_bytes),
-    )
-    waiting = exposed_seconds(gradients, step.seconds, overlap=network.overlap)
-    if config.training.sync_batchnorm:
-        # A gather forwards, N - 1 messages, and a sum backwards, 2 (N - 1), in every layer; they are small.
-        waiting += 3 * (num_workers - 1) * network.latency * step.num_batchnorms
-    return waiting
 
 
 def _with_decoding(seconds: float, images: int, config: ExperimentConfig, material: Material) -> float:

@@ -1,5 +1,6 @@
 """A model of the communication in a training step, and the two numbers of this machine that it needs."""
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -29,15 +30,57 @@ class Network:
     latency: float
     """Seconds that a message takes beside its bytes."""
     overlap: float = 0.0
-    """Share of the communication, in [0, 1], that can go on during the backward pass; 0: none."""
+    """Share of the gradients' communication, in [0, 1], that can go on during the backward pass; 0: none."""
+    has_trees: bool = False
+    """Whether sums may take trees where they are quicker than the ring, as NCCL's do; gloo's don't."""
     source: str = "given"
     """Where the numbers come from."""
 
 
-def all_reduce_seconds(
-    num_bytes: float, num_workers: int, *, bandwidth: float, latency: float, num_messages: int = 1
+def waiting_seconds(
+    network: Network, num_workers: int, gradient_bytes: int, *, computation: float, num_batchnorms: int = 0
 ) -> float:
-    """Seconds of a ring all-reduce: 2 (N - 1) / N x bytes / bandwidth + 2 (N - 1) x latency for each message.
+    """What a worker waits for the others in a training step, seconds.
+
+    Args:
+        network: What connects them.
+        num_workers: How many they are, at least 1.
+        gradient_bytes: Gradients of a worker, which DistributedDataParallel sums.
+        computation: Seconds of the step without communication.
+        num_batchnorms: Layers that normalise by the batch of all workers. In each, a gather forwards, N - 1 messages
+            round the ring, and a sum backwards have to be waited for; their bytes are few.
+    """
+    if num_workers == 1:
+        return 0.0
+
+    def total_seconds(num_bytes: int) -> float:
+        return all_reduce_seconds(
+            num_bytes,
+            num_workers,
+            bandwidth=network.bandwidth,
+            latency=network.latency,
+            num_messages=num_buckets(num_bytes),
+            has_trees=network.has_trees,
+        )
+
+    layer = (num_workers - 1) * network.latency + total_seconds(0)
+    gradients = exposed_seconds(total_seconds(gradient_bytes), computation, overlap=network.overlap)
+    return gradients + num_batchnorms * layer
+
+
+def all_reduce_seconds(
+    num_bytes: float,
+    num_workers: int,
+    *,
+    bandwidth: float,
+    latency: float,
+    num_messages: int = 1,
+    has_trees: bool = False,
+) -> float:
+    """Seconds of an all-reduce.
+
+    Ring: 2 (N - 1) / N x bytes / bandwidth + 2 (N - 1) x latency for each message. Two binary trees, each for half of
+    the bytes: 2 x bytes / bandwidth + 2 ceil(log2 N) x latency for each message.
 
     Args:
         num_bytes: What is summed, on each worker.
@@ -45,18 +88,22 @@ def all_reduce_seconds(
         bandwidth: Bytes a second, above 0.
         latency: Seconds, at least 0.
         num_messages: Pieces that the bytes are sent in.
+        has_trees: Whether the quicker one of the two is taken, not always the ring.
 
     Raises:
         ValueError: If a number is out of its range.
 
-    Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations".
+    Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (the ring);
+    Sanders, Speck and Träff 2009, "Two-tree algorithms for full bandwidth broadcast, reduction and scan".
     """
     if num_workers < 1:
         raise ValueError(f"num_workers: must be at least 1, got {num_workers}")
     if bandwidth <= 0 or latency < 0:
         raise ValueError(f"bandwidth must be above 0 and latency at least 0, got {bandwidth} and {latency}")
-    turns = 2 * (num_workers - 1)
-    return turns / num_workers * num_bytes / bandwidth + num_messages * turns * latency
+    turns, levels = 2 * (num_workers - 1), math.ceil(math.log2(num_workers))
+    ring = turns / num_workers * num_bytes / bandwidth + num_messages * turns * latency
+    tree = 2 * num_bytes / bandwidth + num_messages * 2 * levels * latency
+    return min(ring, tree) if has_trees and num_workers > 1 else ring
 
 
 def exposed_seconds(communication: float, computation: float, *, overlap: float) -> float:
@@ -88,7 +135,7 @@ def measure_network() -> Network:
         large, small = (float(word) for word in (Path(folder) / "seconds").read_text().split())
     latency = small / 2  # 2 (N - 1) messages with N = 2
     which = "two GPUs of this machine, NCCL" if on_gpus else "two processes of this machine, gloo"
-    return Network(_LARGE / max(large - small, 1e-9), latency, source=f"measured between {which}")
+    return Network(_LARGE / max(large - small, 1e-9), latency, has_trees=on_gpus, source=f"measured between {which}")
 
 
 def _time_messages(rank: int, folder: str, on_gpus: bool) -> None:

@@ -25,7 +25,8 @@ from rayssl.evaluation import DetectionConfig, GroupEvaluation, KnnConfig, Outco
 from rayssl.evaluation.detection_model import build_detector
 from rayssl.evaluation.detection_pictures import DetectionPictures, training_batches
 from rayssl.evaluation.papers import paper_numbers
-from rayssl.experiment import build_encoder, evaluate_beside_random, fitting_evaluations, open_data
+from rayssl.experiment import build_encoder, evaluate_beside_random, fitting_evaluations
+from rayssl.open_data import open_data
 from rayssl.launch_evaluation import evaluate
 from rayssl.runtime import LocalRuntime
 from tests.conftest import SmallRun
