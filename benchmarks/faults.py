@@ -44,10 +44,11 @@ _QUIET = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 _COMMON = ["backbone.width=16", "data.image_size=16", "evaluations=[]", "cluster.workers=2", "cluster.max_failures=5"]
+_COMMON += ["data.limit=1000", "online.every=4", "online.knn=false"]
 _RECIPES = {
-    "psl": ["demo-psl", *(f"method.stages.{i}.epochs=5" for i in range(3)), "online.every=1"],
+    "psl": ["demo-psl", *(f"method.stages.{i}.epochs=5" for i in range(3))],
     "mgta": ["demo-mgta", "method.baseline.epochs=4", "method.rounds.count=2", "method.rounds.epochs=2"]
-    + ["method.final.epochs=2", "method.clusters=30", "online.every=2"],
+    + ["method.final.epochs=2", "method.clusters=30"],
 }
 _EPOCHS = {"psl": 15, "mgta": 14}
 _DOWN_SECONDS = 60.0

@@ -102,15 +102,15 @@ def parse_options() -> argparse.Namespace:
 def sweeps() -> list[Sweep]:
     """All pieces and what they grow with."""
     return [
-        Sweep("views", "batch", doubled(64), build_views),
+        Sweep("views", "batch", doubled(128), build_views),
         Sweep("training step", "batch", doubled(16), build_step),
-        Sweep("k-means", "images", doubled(4000), build_kmeans),
-        Sweep("k-means", "clusters", doubled(25), lambda k: build_kmeans(16_000, num_clusters=k)),
-        Sweep("k-means", "features", doubled(64), lambda dim: build_kmeans(16_000, dim=dim)),
-        Sweep("SVM fold", "images", doubled(250), build_svm, power=2.0),
-        Sweep("SVM fold", "features", doubled(512), lambda dim: build_svm(1000, dim=dim)),
+        Sweep("k-means", "images", doubled(8000), build_kmeans),
+        Sweep("k-means", "clusters", doubled(50), lambda k: build_kmeans(16_000, num_clusters=k)),
+        Sweep("k-means", "features", doubled(128), lambda dim: build_kmeans(16_000, dim=dim)),
+        Sweep("SVM fold", "images", doubled(500), build_svm, power=2.0),
+        Sweep("SVM fold", "features", doubled(1024), lambda dim: build_svm(1000, dim=dim)),
         Sweep("kNN", "images", doubled(5000), build_knn),
-        Sweep("kNN", "features", doubled(128), lambda dim: build_knn(10_000, dim=dim)),
+        Sweep("kNN", "features", doubled(256), lambda dim: build_knn(10_000, dim=dim)),
     ]
 
 
@@ -225,12 +225,15 @@ def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def print_growth(growth: Growth) -> None:
-    """Print a line a size, and the powers."""
+    """Print a line a size, the powers, and those of the last doubling alone, where fixed costs weigh least."""
     print(f"{growth.piece} by {growth.variable}")
     for size, seconds, mebibytes in zip(growth.sizes, growth.seconds, growth.mebibytes, strict=True):
         print(f"  {size:8,} {1000 * seconds:10.1f} ms {mebibytes:10.1f} MiB")
-    time_power, memory_power = (fitted_power(growth.sizes, each) for each in (growth.seconds, growth.mebibytes))
-    print(f"  power    {time_power:10.2f}    {memory_power:10.2f}", flush=True)
+    for title, first in (("power", 0), ("at last", -2)):
+        time_power, memory_power = (
+            fitted_power(growth.sizes[first:], values[first:]) for values in (growth.seconds, growth.mebibytes)
+        )
+        print(f"  {title:8} {time_power:10.2f}    {memory_power:10.2f}", flush=True)
 
 
 def compare(growth: Growth) -> list[dict[str, object]]:
@@ -268,7 +271,7 @@ def draw(found: Sequence[Growth], path: Path) -> None:
     """Draw time and memory of each piece, a column a piece, both axes logarithmic."""
     pieces = list(dict.fromkeys(growth.piece for growth in found))
     with mpl.rc_context({"svg.hashsalt": "rayssl", "font.size": 8}):
-        figure = Figure(figsize=(3 * len(pieces), 5.6), layout="constrained")
+        figure = Figure(figsize=(3 * len(pieces), 6.6), layout="constrained")
         panels = figure.subplots(2, len(pieces), squeeze=False)
         for column, piece in enumerate(pieces):
             panels[0, column].set_title(piece)
@@ -276,11 +279,13 @@ def draw(found: Sequence[Growth], path: Path) -> None:
                 for growth in found:
                     if growth.piece == piece:
                         plot(panel, growth, growth.seconds if name == "time" else growth.mebibytes)
-                panel.set(xscale="log", yscale="log", xlabel="times the smallest size", ylabel=f"{name} ({unit})")
+                panel.set_yscale("log", base=2)
+                panel.yaxis.set_major_formatter("{x:.3g}")
+                panel.set(xscale="log", xlabel="times the smallest size", ylabel=f"{name} ({unit})")
                 panel.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"], minor=False)
                 panel.minorticks_off()
                 panel.grid(alpha=0.3)
-                panel.legend(fontsize=7)
+                panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

@@ -101,19 +101,28 @@ class ExperimentConfig(Config):
     storage_path: Path = Path("runs")
     """Folder of all runs; on a cluster one that every node sees."""
 
+    @field_validator("storage_path", mode="before")
+    @classmethod
+    def _a_folder(cls, path: object) -> object:
+        if isinstance(path, str) and "://" in path:
+            raise ValueError(
+                f"must be a folder, got {path}. Mount the object store (Mountpoint for S3, gcsfuse) on every node and "
+                "give the mount's path"
+            )
+        return path
+
     @model_validator(mode="after")
     def _method_agrees(self) -> Self:
         """The method's own rules about batches, workers and views."""
         self.method.check_backbone(self.backbone, self.data.image_size)
-        for workers in self.cluster.group_sizes:
+        self.method.check(self.task_setting())
+        for workers in self.cluster.group_sizes[:-1]:
             try:
                 self.method.check(self.task_setting(workers=workers))
             except ValueError as error:
-                if not self.cluster.is_elastic:
-                    raise
                 raise ValueError(
-                    f"{error}. There may be {workers} of {self.cluster.describe_workers()}: every number has to do. "
-                    "Change the batch, or set cluster.workers to one number"
+                    f"{error}. Of {self.cluster.describe_workers()} there may be {workers}, and they need equal "
+                    "shares of a step whose loss looks across all its pictures. Or set cluster.workers to one number"
                 ) from None
         return self
 

@@ -1,6 +1,7 @@
 """The real recipes and `ExperimentConfig`: what a user reads after a mistake, and configs written and read again."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,7 @@ def test_the_command_line_lists_all_mistakes_and_ends_with_2(
         f"error: {find_recipe('demo-psl')}: 3 mistakes",
         "override method.stages.0.level.angles=1: must be at least 2, got 1",
         "override data.nam=x: unknown key. Did you mean 'name'? It can be: image_size, resize, limit,"
-        " validation_fraction, max_bad_fraction, allow_upscaling, cache_gib, loader_workers, name",
+        " validation_fraction, max_bad_fraction, allow_upscaling, cache_gib, cache_path, loader_workers, name",
         "override optimizer.learning_rate=abc: must be a number, got 'abc'",
     ]
 
@@ -217,3 +218,41 @@ def test_a_method_built_in_python_takes_levels_as_data_or_as_configs() -> None:
     with pytest.raises(ValidationError, match="must be at least 2, got 1") as caught:
         PSLConfig(task=RotationConfig(), stages=(PSLStageConfig(blocks=(1,), epochs=1, level={"angles": 1}),))
     assert caught.value.errors()[0]["loc"] == ("stages", 0, "level", "angles")
+
+
+def test_an_elastic_number_of_workers_names_the_least_and_the_most() -> None:
+    cluster = load_config("demo-psl", ["cluster.workers=[2,4]"]).cluster
+    assert (cluster.least_workers, cluster.most_workers, list(cluster.group_sizes)) == (2, 4, [2, 3, 4])
+    assert cluster.is_elastic and cluster.describe_workers() == "2 to 4 workers"
+    fixed = load_config("demo-psl", ["cluster.workers=1"]).cluster
+    assert (fixed.least_workers, fixed.most_workers, list(fixed.group_sizes)) == (1, 1, [1])
+    assert not fixed.is_elastic and fixed.describe_workers() == "1 worker"
+    assert list(load_config("demo-psl", ["cluster.workers=0"]).cluster.group_sizes) == [1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "workers", "message"),
+    [
+        ("demo-psl", "[4,2]", "must be a number, or the least and the most, such as [1, 8], got [4, 2]"),
+        ("demo-psl", "[0,4]", "must be greater than 0, got 0"),
+        ("demo-psl", "[1,5]", "must be a multiple of 10 (5 workers x 2 views a picture in method.stages.0), got 128"),
+        ("psl-simclr-small", "[2,4]", "Of 2 to 4 workers there may be 3, and they need equal shares of a step whose"),
+        ("psl-moco-small", "[2,4]", "Of 2 to 4 workers there may be 3"),
+        ("demo-mgta", "[1,4]", "training.batch_size: must be a multiple of 3, cluster.workers"),
+    ],
+)
+def test_elastic_workers_that_cannot_share_a_step_are_refused(recipe: str, workers: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(recipe, [f"cluster.workers={workers}"])
+
+
+def test_batchnorm_over_all_workers_needs_equal_shares_too() -> None:
+    """Rotation alone is a mean over pictures, and may be cut into as many parts as there are workers at most."""
+    load_config("demo-psl", ["cluster.workers=[2,4]"])
+    with pytest.raises(ConfigError, match="there may be 3"):
+        load_config("demo-psl", ["cluster.workers=[2,4]", "training.sync_batchnorm=true"])
+
+
+def test_a_url_is_no_storage_path() -> None:
+    with pytest.raises(ConfigError, match=r"storage_path=s3://bucket/runs: must be a folder, got .* Mount the object"):
+        load_config("demo-psl", ["storage_path=s3://bucket/runs"])

@@ -9,7 +9,8 @@ import pytest
 
 from rayssl.data import DigitsConfig, ImageList
 from rayssl.errors import DataError
-from rayssl.open_data import OpenPictures, open_data
+from rayssl.open_data import OpenPictures, drop_node_cache, open_data
+from rayssl.runtime import LocalRuntime
 from tests.conftest import SmallRun
 
 
@@ -54,6 +55,23 @@ def test_the_first_rank_lists_and_downloads_before_the_others(
     assert messages == []
     assert events == ["0 begins", "0 ends", "1 begins", "1 ends"]
     assert np.array_equal(opened[0].train.labels, opened[1].train.labels)
+
+
+def test_each_machine_keeps_its_own_copy_where_it_is_told_to(small_run: SmallRun, tmp_path: Path) -> None:
+    """Two leaders, as on two machines, and a worker that leads none; the run's folder stays without a cache."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    opened = []
+    for machine in ("a", "b"):
+        config = small_run.config(f"data.cache_path={tmp_path / machine}")
+        opened.append(open_data(config, folder, rank=1))
+        opened.append(open_data(config, folder, rank=2, leads_node=False))
+        (own,) = (tmp_path / machine).iterdir()
+        assert (own / "train" / "pictures.bin").is_file()
+        drop_node_cache(config, LocalRuntime(folder))
+        assert not own.exists()
+    assert not (folder / "cache").exists()
+    assert all(np.array_equal(each.train.labels, opened[0].train.labels) for each in opened)
 
 
 def test_every_rank_raises_where_the_pictures_are_missing_and_none_hangs(

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from rayssl.backbones import RevNetConfig
 from rayssl.config import ExperimentConfig, load_config
 from rayssl.data import open_pictures
 from rayssl.errors import ClusterError, ConfigError, DataError
@@ -22,7 +23,7 @@ from rayssl.plan import (
     plan_experiment,
     plan_experiments,
 )
-from rayssl.plan.memory import SavedBytes
+from rayssl.plan.memory import SavedBytes, storages
 from rayssl.runtime import LocalRuntime
 from tests.conftest import SmallRun
 
@@ -76,12 +77,10 @@ def test_synchronised_batchnorm_waits_in_every_layer(small_run: SmallRun) -> Non
     assert first.communication_seconds == pytest.approx(6e-3 + 1 * 9e-3)  # B1 has one BatchNorm
 
 
-@pytest.mark.parametrize("wrong", [{"num_workers": 0}, {"bandwidth": 0.0}, {"latency": -1.0}])
-def test_a_model_of_nonsense_is_refused(wrong: dict[str, float]) -> None:
-    arguments = {"num_workers": 2, "bandwidth": 1.0, "latency": 0.0, **wrong}
-    workers = int(arguments.pop("num_workers"))
+@pytest.mark.parametrize(("workers", "bandwidth", "latency"), [(0, 1.0, 0.0), (2, 0.0, 0.0), (2, 1.0, -1.0)])
+def test_a_model_of_nonsense_is_refused(workers: int, bandwidth: float, latency: float) -> None:
     with pytest.raises(ValueError, match="must be"):
-        all_reduce_seconds(1, workers, **arguments)
+        all_reduce_seconds(1, workers, bandwidth=bandwidth, latency=latency)
 
 
 def test_communication_hides_behind_two_thirds_of_the_step_at_most() -> None:
@@ -117,6 +116,19 @@ def test_weights_that_autograd_holds_are_not_counted_again() -> None:
         with saved.watched():
             layer(inputs.clone().requires_grad_())
     assert everything.peak - others.peak == 4 * layer.weight.numel()
+
+
+def test_a_network_that_rebuilds_its_activations_is_seen_to_hold_less() -> None:
+    """Units of RevNet are rebuilt one after another in the backward pass; at no time all of them are held."""
+    peaks = {}
+    for depth, reversible in ((50, True), (101, True), (50, False)):
+        network = RevNetConfig(depth=depth, width=16, reversible=reversible).build()
+        saved = SavedBytes(storages(network.parameters()))
+        with saved.watched():
+            network(torch.ones(2, 3, 32, 32)).mean().backward()
+        peaks[depth, reversible] = saved.peak
+    assert peaks[50, True] < 0.5 * peaks[50, False]
+    assert peaks[101, True] < 1.1 * peaks[50, True]
 
 
 def test_pictures_are_those_that_the_run_would_have(small_run: SmallRun) -> None:

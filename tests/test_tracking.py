@@ -23,6 +23,7 @@ from rayssl.recipe_file import flatten
 from rayssl.runs import open_run
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 from tests.conftest import SMALL, SmallRun
+from tests.test_experiment import DyingRuntime, Interrupted
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 ROOT = Path(__file__).parent.parent
@@ -152,6 +153,47 @@ def _statuses(small_run: SmallRun) -> dict[str, str]:
     experiment = client.get_experiment_by_name("rayssl")
     runs = client.search_runs([experiment.experiment_id])
     return {run.info.run_name.partition("/")[2]: run.info.status for run in runs}
+
+
+def test_what_is_recorded_is_neither_repeated_nor_changed(tmp_path: Path) -> None:
+    """As after a kill: another process takes up the record, and does again what was not in the checkpoint."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    first = MLflowTracker.open(tmp_path, uri=uri)
+    first.log_params({"seed": 0, "cluster.timeout_s": 60})
+    first.child("stage-1").log_metrics({"loss": 3.0}, step=1)
+    first.log_metrics({"loss": 3.0}, step=1)
+    first.log_metrics({"loss": 2.0, "probe": 0.5}, step=2)
+    again = MLflowTracker.attach(tmp_path, uri=uri)
+    assert again is not None
+    again.log_params({"seed": 0, "cluster.timeout_s": 90, "new": 1})
+    again.child("stage-1").log_metrics({"loss": 3.0}, step=1)
+    for step in (1, 2, 3):
+        again.log_metrics({"loss": 4.0 - step, "probe": 0.5}, step=step)
+    client = MlflowClient(uri)
+    assert client.get_run(str(first.run_id)).data.params == {"seed": "0", "cluster.timeout_s": "60", "new": "1"}
+    losses = client.get_metric_history(str(first.run_id), "loss")
+    assert [(row.step, row.value) for row in losses] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert sorted(row.step for row in client.get_metric_history(str(first.run_id), "probe")) == [1, 2, 3]
+    stage = str(again.child("stage-1").run_id)
+    assert [row.step for row in client.get_metric_history(stage, "loss")] == [1]
+
+
+def test_a_resumed_run_records_what_a_dead_process_did_not_send(small_run: SmallRun) -> None:
+    """Killed after its checkpoint, while the server was away."""
+    config = small_run.config("evaluations=[]")
+    run = open_run(config)
+    uri = tracking_uri(small_run.storage)
+    MLflowTracker.open(run.path, uri=uri)
+    with pytest.raises(Interrupted):
+        run_experiment(config, DyingRuntime(run.path, after=2))  # its tracker is the one that records nothing
+    report = pretrain(config, show=lambda event: None)
+    client = MlflowClient(uri)
+    (experiment,) = [each for each in client.search_experiments() if each.name == "rayssl"]
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    losses = client.get_metric_history(runs[report.folder.name].info.run_id, "loss")
+    assert [(row.step, row.value) for row in losses] == [(row["epoch"], row["loss"]) for row in report.history]
+    stages = [client.get_metric_history(runs[f"{report.folder.name}/stage-{n}"].info.run_id, "loss") for n in (1, 2, 3)]
+    assert [[row.step for row in rows] for rows in stages] == [[1], [2, 3], [4]]
 
 
 def test_a_server_that_is_not_there_is_one_clear_error(small_run: SmallRun) -> None:

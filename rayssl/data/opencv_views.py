@@ -23,11 +23,17 @@ from rayssl.data.color import blur_kernel_size
 from rayssl.data.geometry import IMAGENET_MEAN, IMAGENET_STD
 from rayssl.data.jpeg import resize_bytes
 
-FASTER_FROM = 48
+FASTER_FROM = 32
 """Side of the views, in pixels, from which this is faster than tensor operations on whole batches. Measured by
 `benchmarks/augment.py --crossover`, with one thread; a GPU is never slower with whole batches."""
 
-_LUMA_WEIGHTS = np.array([0.2989, 0.587, 0.114])  # as in color.py
+_BLOCK_PIXELS = 32_768
+"""Pixels that are normalised at once, 400 kB of floats: many small views, so that a call is worth it, one large one."""
+_LUMA_WEIGHTS = (0.2989, 0.587, 0.114)  # as in color.py
+# Matrices over the channels.
+_SAME, _GREY = np.eye(3), np.tile(_LUMA_WEIGHTS, (3, 1))
+# Levels to normalised floats: x / 255 / std - mean / std.
+_NORMALIZATION = np.column_stack([np.diag(1 / (255 * np.array(IMAGENET_STD))), -np.array(IMAGENET_MEAN) / IMAGENET_STD])
 
 
 @dataclass(frozen=True)
@@ -83,17 +89,24 @@ def make_views(
     views = torch.empty(shape) if buffers is None else buffers.lend(*shape)
     targets = views.numpy()
     cv2.setNumThreads(1)
-    num_threads = max(1, min(torch.get_num_threads(), len(recipes)))
+    block = max(1, _BLOCK_PIXELS // size**2)
+    starts = range(0, len(recipes), block)
 
-    def fill(first: int) -> None:
-        for row in range(first, len(recipes), num_threads):
-            _fill_view(targets[row], pictures[row % count], recipes[row])
+    def fill(start: int) -> None:
+        part = targets[start : start + block]
+        for row, (target, recipe) in enumerate(zip(part, recipes[start : start + block], strict=True), start):
+            target[...] = _view(pictures[row % count], recipe, size)
+        # Whole rows of pixels, whatever picture they are of, in place.
+        rows = part.reshape(-1, size, 3)
+        cv2.transform(rows, _NORMALIZATION, dst=rows)
 
-    if num_threads == 1:
-        fill(0)
+    num_threads = min(torch.get_num_threads(), len(starts))
+    if num_threads <= 1:
+        for start in starts:
+            fill(start)
     else:
         with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(fill, range(num_threads)))  # a list, so that errors are raised here
+            list(pool.map(fill, starts))  # a list, so that errors are raised here
     return views.permute(0, 3, 1, 2)
 
 
@@ -144,9 +157,8 @@ def _by_picture(parameters: ViewParameters, count: int, height: int, width: int)
     ]
 
 
-def _fill_view(target: np.ndarray, picture: np.ndarray, recipe: _Recipe) -> None:
-    """Make one view, (S, S, 3) float32, of one picture, (H, W, 3) uint8."""
-    size = len(target)
+def _view(picture: np.ndarray, recipe: _Recipe, size: int) -> np.ndarray:
+    """One view, (size, size, 3) in levels of 255, uint8 or float32, of one picture (H, W, 3)."""
     top, left, height, width = recipe.box
     pixels = _resize(picture[top : top + height, left : left + width], size)
     if recipe.flip:
@@ -157,10 +169,7 @@ def _fill_view(target: np.ndarray, picture: np.ndarray, recipe: _Recipe) -> None
         pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if recipe.sigma is not None:
         pixels = _blur(pixels, recipe.sigma, blur_kernel_size(size))
-    if recipe.sobel:
-        pixels = _sobel(pixels)
-    target[...] = pixels
-    cv2.transform(target, _NORMALIZATION, dst=target)
+    return _sobel(pixels) if recipe.sobel else pixels
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -178,23 +187,21 @@ def _brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    shift = (1 - factor) * float(_LUMA_WEIGHTS @ cv2.mean(pixels)[:3])
+    mean_grey = sum(weight * mean for weight, mean in zip(_LUMA_WEIGHTS, cv2.mean(pixels), strict=False))
+    shift = (1 - factor) * mean_grey
     if shift >= 0:
         return cv2.convertScaleAbs(pixels, alpha=factor, beta=shift)
     return cv2.addWeighted(pixels, factor, pixels, 0, shift)  # convertScaleAbs would mirror what falls below 0
 
 
 def _saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.transform(pixels, factor * np.eye(3) + (1 - factor) * _LUMA_WEIGHTS)
+    return cv2.transform(pixels, factor * _SAME + (1 - factor) * _GREY)
 
 
 def _hue(pixels: np.ndarray, shift: float) -> np.ndarray:
     # As floats: in bytes a hue would be rounded to 1.4 degrees, which is up to 6 levels of a pure colour.
     turned = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
-    # All three channels, the others by 0, in whole rows: a strided sum would be slower. Only positive hues come back
-    # right from OpenCV, up to two circles.
-    rows = turned.reshape(len(turned), -1)
-    rows += np.tile(np.array([360 * (shift % 1), 0, 0], dtype=np.float32), turned.shape[1])
+    turned[..., 0] += 360 * (shift % 1)  # OpenCV takes hues of up to two circles, but none below 0
     return cv2.convertScaleAbs(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB))
 
 
@@ -214,5 +221,3 @@ def _sobel(pixels: np.ndarray) -> np.ndarray:
 
 
 _JITTER: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (_brightness, _contrast, _saturation, _hue)
-# Levels to normalised floats, channel by channel: x / 255 / std - mean / std.
-_NORMALIZATION = np.column_stack([np.diag(1 / (255 * np.array(IMAGENET_STD))), -np.array(IMAGENET_MEAN) / IMAGENET_STD])

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import distributed
+from torch.multiprocessing.spawn import ProcessException
 
 from rayssl.errors import ClusterError
 
@@ -128,7 +129,7 @@ def measure_network() -> Network:
     with TemporaryDirectory() as folder:
         try:
             torch.multiprocessing.spawn(_time_messages, args=(folder, on_gpus), nprocs=2)
-        except (torch.multiprocessing.ProcessException, OSError, RuntimeError) as error:
+        except (ProcessException, OSError, RuntimeError) as error:
             raise ClusterError(
                 f"two processes of this machine can't talk to each other ({error}). Give --bandwidth-gbit instead."
             ) from error

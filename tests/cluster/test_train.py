@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from rayssl.cluster.environment import ray_cluster
+from rayssl.cluster.runtime import ProgressBoard, describe_loss
 from rayssl.cluster.train import run_on_ray
 from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, DataError
@@ -140,20 +141,56 @@ def test_a_cluster_that_is_not_there_is_one_clear_error() -> None:
     assert "ClusterError: cluster.address: no Ray cluster can be reached at '127.0.0.1:1'" in result.stderr
 
 
-def ended_after_a_kill(command: list[str], stage: str) -> tuple[str, list[dict[str, torch.Tensor]]]:
-    """Give a command twice: once whole, once killed with SIGKILL when a line of `stage` shows and given again.
+HOSTS = {0: "10.0.0.1", 1: "10.0.0.2"}
+
+
+@pytest.mark.parametrize(
+    ("failures", "message"),
+    [
+        (
+            {0: "RuntimeError: Connection reset by peer", 1: "WorkerHealthCheckFailedError: actor died"},
+            "worker 1 (on 10.0.0.2) was lost",
+        ),
+        (
+            {0: "RuntimeError: Timed out waiting 60000ms for recv operation"},
+            "worker 1 (on 10.0.0.2) does not answer any more, the others have waited for cluster.timeout_s",
+        ),
+        ({1: "ValueError: a bug"}, "worker 1 (on 10.0.0.2) failed: ValueError: a bug"),
+        ({2: "ValueError: a bug"}, "worker 2 (on an unknown node) failed: ValueError: a bug"),
+    ],
+)
+def test_the_worker_to_blame_is_named(failures: dict[int, str], message: str) -> None:
+    assert describe_loss(failures, HOSTS) == message
+
+
+def test_all_workers_stop_at_the_first_place_that_none_has_passed() -> None:
+    board = ProgressBoard()
+    assert not board.stops_at((0, 4)) and not board.stops_at((0, 8))  # the first worker is ahead
+    board.stop()
+    assert not board.stops_at((0, 8))  # the second one catches up
+    assert board.stops_at((1, 4)) and board.stops_at((1, 4))
+    board.stop()  # asked again and again, until the run has ended
+    assert board.stops_at((1, 4))
+
+
+def ended_after_a_kill(
+    command: list[str], stage: str, *, number: signal.Signals = signal.SIGKILL
+) -> tuple[str, list[dict[str, torch.Tensor]]]:
+    """Give a command twice: once whole, once ended by a signal when a line of `stage` shows and given again.
 
     Returns:
         What the last call printed, and the weights of both runs.
     """
     whole = subprocess.run([*command, "name=whole"], cwd=ROOT, check=True, capture_output=True, text=True)
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert first.stdout is not None
     for line in first.stdout:
         if line.startswith(stage):
-            first.kill()
+            first.send_signal(number)
             break
-    first.wait()
+    rest = first.stdout.read()
+    assert first.wait() == (143 if number == signal.SIGTERM else -number)
+    assert ("the same command goes on from there" in rest) == (number == signal.SIGTERM)
     time.sleep(5)
     second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     results = [
@@ -173,6 +210,17 @@ def test_a_killed_driver_is_started_again_and_goes_on_in_its_stage(small_run: Sm
     assert "going on from" in shown
     assert "stage 1/3" not in shown
     assert "stage 2/3" in shown
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_a_terminated_driver_leaves_a_checkpoint_in_the_middle_of_an_epoch(small_run: SmallRun) -> None:
+    """SIGTERM, as from a scheduler that takes the machine back; 72 steps an epoch, so that it strikes inside of one."""
+    command = [sys.executable, "-m", "rayssl", "pretrain", "demo-psl", *SMALL, "method.stages.1.epochs=3"]
+    command += ["data.limit=1300", "training.batch_size=16", "online.every=3", "evaluations=[]"]
+    command += ["cluster.workers=2", f"storage_path={small_run.storage}"]
+    shown, (whole, resumed) = ended_after_a_kill(command, "stage 2/3", number=signal.SIGTERM)
+    assert " steps of it" in shown
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
