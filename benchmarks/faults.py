@@ -45,7 +45,7 @@ _QUIET = {
 }
 _COMMON = ["backbone.width=16", "data.image_size=16", "evaluations=[]", "cluster.workers=2", "cluster.max_failures=5"]
 _COMMON += ["data.limit=1000", "online.every=4", "online.knn=false"]
-_RECIPES = {
+RECIPES = {
     "psl": ["demo-psl", *(f"method.stages.{i}.epochs=5" for i in range(3))],
     "mgta": ["demo-mgta", "method.baseline.epochs=4", "method.rounds.count=2", "method.rounds.epochs=2"]
     + ["method.final.epochs=2", "method.clusters=30"],
@@ -150,20 +150,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=1, help="times that each fault is tried with each method")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
-    parser.add_argument("--methods", nargs="+", choices=_RECIPES, default=list(_RECIPES))
+    parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     parser.add_argument("--postgres", metavar="URI", help="postgresql://USER:PASSWORD@HOST/DATABASE for MLflow")
     parser.add_argument("--folder", type=Path, help="keep runs and logs there; else they are deleted")
     chosen = parser.parse_args()
-    os.environ.update(_QUIET)
     rows = []
     with _folder(chosen.folder) as folder:
-        place = Place(folder, chosen.postgres)
+        place = open_place(folder, chosen.postgres)
         try:
-            ray.init(address=place.cluster.address, logging_level="ERROR", log_to_driver=False)
-            place.start_server()
             for method in chosen.methods:
-                whole = _run(place, method, "whole", _let_be, random.Random(0))
+                whole = run(place, method, "whole", let_be, random.Random(0))
                 if whole.code != 0:
                     sys.exit("\n".join([*whole.output[-20:], f"the undisturbed run of {method} failed"]))
                 for name in chosen.faults:
@@ -176,18 +173,32 @@ def main() -> None:
     sys.exit(any(row.get("recovered", row.get("times")) != row.get("times") for row in rows))
 
 
+def open_place(folder: Path, backend: str | None = None) -> Place:
+    """Start the nodes and the server, and join the cluster to look at it.
+
+    Args:
+        folder: For runs, records and logs.
+        backend: Database of the MLflow server; None: SQLite in the folder.
+    """
+    os.environ.update(_QUIET)
+    place = Place(folder, backend)
+    ray.init(address=place.cluster.address, logging_level="ERROR", log_to_driver=False)
+    place.start_server()
+    return place
+
+
 def _try(place: Place, name: str, method: str, whole: Attempt, *, moments: int, seed: int) -> dict[str, Any]:
     """One fault, at several moments: a row of the result."""
     outcomes = []
     for number in range(moments):
         moment = random.Random(f"{seed} {name} {method} {number}")
         try:
-            attempt = _run(place, method, f"{name.replace(' ', '-')}-{number}", FAULTS[name], moment)
+            attempt = run(place, method, f"{name.replace(' ', '-')}-{number}", FAULTS[name], moment)
         except PermissionError as error:
             return {"fault": name, "method": method, "skipped": str(error)}
         finally:
             place.mend()
-        outcome = _judge(place, attempt, whole)
+        outcome = judge(place, attempt, whole)
         outcomes.append(outcome)
         print(f"{method} {name} {number + 1}/{moments}: {outcome}", flush=True)
         if not outcome["recovered"]:
@@ -198,16 +209,17 @@ def _try(place: Place, name: str, method: str, whole: Attempt, *, moments: int, 
         "method": method,
         "times": moments,
         "recovered": sum(outcome["recovered"] for outcome in outcomes),
-        "equal": sum(outcome["equal"] for outcome in comparable) if name not in _OTHER_SIZE else None,
+        "equal": sum(outcome["equal"] for outcome in comparable) if name not in OTHER_SIZE else None,
         **{key: sum(outcome[key] for outcome in outcomes) for key in ("metrics_lost", "metrics_doubled", "left_over")},
         "seconds_lost": round(sum(outcome["seconds_lost"] for outcome in outcomes) / moments, 1),
     }
 
 
-def _run(
+def run(
     place: Place, method: str, name: str, fault: "Callable[[Place, list[str], Moment], Attempt]", draws: random.Random
 ) -> Attempt:
-    arguments = [*_RECIPES[method], *_COMMON, f"name={method}-{name}", f"storage_path={place.folder / 'runs'}"]
+    """Give the command of a method, and do to it what the fault does, at a moment of the training that is drawn."""
+    arguments = [*RECIPES[method], *_COMMON, f"name={method}-{name}", f"storage_path={place.folder / 'runs'}"]
     # Not in the first epoch, before which there is nothing to go on from, nor after the last.
     moment = Moment(after_epoch=draws.randint(1, _EPOCHS[method] - 1), delay=draws.random(), draws=draws)
     return fault(place, arguments, moment)
@@ -234,7 +246,8 @@ class Moment:
         return False
 
 
-def _let_be(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+def let_be(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+    """Disturb nothing."""
     return _finished(Command(place, arguments), time.monotonic())
 
 
@@ -353,11 +366,11 @@ FAULTS: dict[str, Callable[[Place, list[str], Moment], Attempt]] = {
     "disk full": _fill_disk,
     "checkpoint truncated": _truncate,
 }
-_OTHER_SIZE = ("node lost for good",)
+OTHER_SIZE = ("node lost for good",)
 """Faults after which fewer workers go on, so that sums are made in another order."""
 
 
-def _judge(place: Place, attempt: Attempt, whole: Attempt) -> dict[str, Any]:
+def judge(place: Place, attempt: Attempt, whole: Attempt) -> dict[str, Any]:
     """What became of a run."""
     recovered = attempt.code == 0 and (attempt.folder / "encoder.pt").exists()
     left = _left_over(place)

@@ -1,6 +1,6 @@
 """Throughput of 1 to N workers: Ray Train against the same loop under torchrun, and what `rayssl plan` had said.
 
-    python benchmarks/scaling.py [--workers 2] [--batch 64] [--epochs 3]
+    python benchmarks/scaling.py [--workers 2] [--batch 64] [--pictures 1437] [--epochs 3]
 
 PSL with rotations on the digits that ship with scikit-learn, three stages, one thread a worker. Strong scaling shares a
 batch among the workers, weak scaling gives each of them as much as one has alone. What counts are the views a second
@@ -53,9 +53,10 @@ def main() -> None:
     alone = 0.0
     for mode, workers in _settings(options.workers):
         batch = options.batch * (workers if mode == "weak" else 1)
-        config = load_config("demo-psl", _overrides(workers, batch, options.epochs))
+        overrides = _overrides(options, workers, batch)
+        config = load_config("demo-psl", overrides)
         plan = plan_experiment(config, num_workers=workers)
-        under_torchrun = _torchrun_rates(workers, _overrides(workers, batch, options.epochs))
+        under_torchrun = _torchrun_rates(workers, overrides)
         under_ray = _ray_rates(config)
         _print_setting(mode, workers, batch, plan, under_torchrun, under_ray)
         planned = _whole([stage.examples_per_second for stage in plan.stages])
@@ -77,6 +78,7 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="the most; default: cores")
     parser.add_argument("--batch", type=int, default=64, help="views a step, of one worker alone")
+    parser.add_argument("--pictures", type=int, default=1437, help="of the digits, a tenth of them held out")
     parser.add_argument("--epochs", type=int, default=3, help="of each of the three stages, at least 2")
     parser.add_argument("--overrides", type=json.loads, help=argparse.SUPPRESS)  # this process is a worker
     options = parser.parse_args()
@@ -92,9 +94,10 @@ def _settings(most: int) -> list[tuple[str, int]]:
     return [("alone", 1), *((mode, number) for number in several for mode in ("strong", "weak"))]
 
 
-def _overrides(workers: int, batch: int, epochs: int) -> list[str]:
-    stages = [f"method.stages.{index}.epochs={epochs}" for index in range(3)]
-    return [*_RECIPE, *stages, f"training.batch_size={batch}", f"cluster.workers={workers}"]
+def _overrides(options: argparse.Namespace, workers: int, batch: int) -> list[str]:
+    stages = [f"method.stages.{index}.epochs={options.epochs}" for index in range(3)]
+    size = [f"data.limit={options.pictures}", f"training.batch_size={batch}"]
+    return [*_RECIPE, *stages, *size, f"cluster.workers={workers}"]
 
 
 def _torchrun_rates(workers: int, overrides: Sequence[str]) -> list[float]:

@@ -18,7 +18,7 @@ from rayssl.backbones import ResNetConfig
 from rayssl.tasks import RotationConfig, RotationLevel, TaskSetting
 
 HERE = Path(__file__).parent.parent / "benchmarks"
-PROGRAMS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("common", "run"))
+PROGRAMS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("common", "run", "faults"))
 PEERS = ("albumentations", "faiss", "kornia", "lightly", "memcnn")
 
 

@@ -4,10 +4,12 @@ A picture of bytes and its intermediate results fit into a core's cache, where a
 are those of the tensor operations, but that each step rounds to whole levels of 255; every step is within one level of
 torchvision's function of the same name. They depend on the parameters of a picture alone, not on the batch, the number
 of threads or of workers.
+
+One thread works. The calls take 2 to 200 microseconds, so that several Python threads wait for each other's lock more
+than they gain: two were slower than one at 32, 64, 96 and 224 px. Workers share the pictures out instead.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
 from typing import NamedTuple
@@ -24,8 +26,9 @@ from rayssl.data.geometry import IMAGENET_MEAN, IMAGENET_STD
 from rayssl.data.jpeg import resize_bytes
 
 FASTER_FROM = 32
-"""Side of the views, in pixels, from which this is faster than tensor operations on whole batches. Measured by
-`benchmarks/augment.py --crossover`, with one thread; a GPU is never slower with whole batches."""
+"""Side of the views, in pixels, from which this is the way to take on a CPU. `benchmarks/augment.py --crossover`: with one
+thread it draws level with tensor operations on whole batches at 16 px, has 2.4 times their rate at 32 and 5 times at 64;
+whole batches can use several threads. A CPU's choice does not depend on them, so that all workers have equal views."""
 
 _BLOCK_PIXELS = 32_768
 """Pixels that are normalised at once, 400 kB of floats: many small views, so that a call is worth it, one large one."""
@@ -64,7 +67,7 @@ def make_views(
 ) -> Tensor:
     """Make views of uint8 pictures on the CPU, normalised with ImageNet's mean and deviation.
 
-    As many threads work as torch uses; OpenCV's own are switched off in this process, since they would compete.
+    OpenCV's own threads are switched off in this process: its pieces of work are too small for them.
 
     Args:
         images: uint8 (N, 3, H, W), best with the channels last in memory.
@@ -90,23 +93,13 @@ def make_views(
     targets = views.numpy()
     cv2.setNumThreads(1)
     block = max(1, _BLOCK_PIXELS // size**2)
-    starts = range(0, len(recipes), block)
-
-    def fill(start: int) -> None:
+    for start in range(0, len(recipes), block):
         part = targets[start : start + block]
         for row, (target, recipe) in enumerate(zip(part, recipes[start : start + block], strict=True), start):
             target[...] = _view(pictures[row % count], recipe, size)
         # Whole rows of pixels, whatever picture they are of, in place.
         rows = part.reshape(-1, size, 3)
         cv2.transform(rows, _NORMALIZATION, dst=rows)
-
-    num_threads = min(torch.get_num_threads(), len(starts))
-    if num_threads <= 1:
-        for start in starts:
-            fill(start)
-    else:
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(fill, starts))  # a list, so that errors are raised here
     return views.permute(0, 3, 1, 2)
 
 

@@ -26,8 +26,8 @@ from rayssl.evaluation.detection_model import build_detector
 from rayssl.evaluation.detection_pictures import DetectionPictures, training_batches
 from rayssl.evaluation.papers import paper_numbers
 from rayssl.experiment import build_encoder, evaluate_beside_random, fitting_evaluations
-from rayssl.open_data import open_data
 from rayssl.launch_evaluation import evaluate
+from rayssl.open_data import open_data
 from rayssl.runtime import LocalRuntime
 from tests.conftest import SmallRun
 from tests.two_workers import run_on_two_workers
