@@ -138,13 +138,13 @@ def build_ours(case: Case) -> MakeViews:
     """Decode, draw, make both views into memory that was used before: as a training step does."""
     level = AugmentationLevel(color_strength=1.0, gray=0.2, blur=case.blur)
     count, step, buffers = len(case.pictures), -1, Buffers()
+    pictures = case.pictures.copy()
 
     def make() -> Tensor:
         nonlocal step
         step += 1
-        pictures = (
-            np.stack([decode_image(jpeg, short_side=None) for jpeg in case.jpegs]) if case.jpegs else case.pictures
-        )
+        if case.jpegs:
+            np.stack([decode_image(jpeg, short_side=None) for jpeg in case.jpegs], out=pictures)
         draws = Draws(0, 0, step, batch_size=count)
         images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
         return augmented_view(images, draws, level, image_size=case.size, num_views=2, buffers=buffers)

@@ -115,7 +115,6 @@ class Place:
 
     def close(self) -> None:
         """End everything."""
-        ray.shutdown()
         self.stop_server()
         self.cluster.shutdown()
 
@@ -174,7 +173,7 @@ def main() -> None:
 
 
 def open_place(folder: Path, backend: str | None = None) -> Place:
-    """Start the nodes and the server, and join the cluster to look at it.
+    """Start the nodes and the server.
 
     Args:
         folder: For runs, records and logs.
@@ -182,7 +181,6 @@ def open_place(folder: Path, backend: str | None = None) -> Place:
     """
     os.environ.update(_QUIET)
     place = Place(folder, backend)
-    ray.init(address=place.cluster.address, logging_level="ERROR", log_to_driver=False)
     place.start_server()
     return place
 
@@ -320,7 +318,7 @@ def _fill_disk(place: Place, arguments: list[str], moment: Moment) -> Attempt:
                 while True:
                     filler.write(bytes(2**16))
         code = command.finish()
-        if code == 2 and "can't be written" in "\n".join(command.lines):
+        if code == 2 and "Make room" in "\n".join(command.lines):
             (disk / "filler").unlink()
             again = Command(place, on_disk)
             code = again.finish()
@@ -419,10 +417,15 @@ def _left_over(place: Place) -> int:
         wanted, has = ray.cluster_resources().get("CPU"), ray.available_resources().get("CPU")
         return wanted == has and not _ray_processes("RayTrainWorker")
 
-    with suppress(TimeoutError):
+    # Joined only now: a process that has joined prints pages about each node that is killed.
+    ray.init(address=place.cluster.address, logging_level="ERROR", log_to_driver=False)
+    try:
         _wait_until(free, 30, "")
-        return 0
-    return len(_ray_processes("RayTrainWorker")) + 1
+    except TimeoutError:
+        return len(_ray_processes("RayTrainWorker")) + 1
+    finally:
+        ray.shutdown()
+    return 0
 
 
 def _finished(command: Command, start: float) -> Attempt:

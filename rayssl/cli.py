@@ -1,6 +1,5 @@
 """The `rayssl` command. Imports inside the commands keep `rayssl --help` quick."""
 
-import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from rayssl.commands.plan import plan
 from rayssl.commands.report import report
 from rayssl.commands.search import search
 from rayssl.commands.submit import jobs, submit
-from rayssl.errors import RaysslError, RunStopped
+from rayssl.errors import RaysslError, RunStopped, full_disk
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,11 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        mistake = full_disk(error)
+        if mistake is None:
             raise
-        click.echo(
-            f"error: {error.filename or 'disk'}: {error.strerror}. Make room, then give the command again.", err=True
-        )
+        click.echo(f"error: {mistake}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()

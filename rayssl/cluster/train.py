@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from rayssl import errors
 from rayssl.cluster.environment import enter_directory, ray_cluster
 from rayssl.config import ClusterConfig, ExperimentConfig
-from rayssl.errors import ClusterError, RaysslError, RunStopped
+from rayssl.errors import ClusterError, RaysslError, RunStopped, full_disk
 from rayssl.experiment import run_experiment
 from rayssl.report import Report
 from rayssl.runtime import Runtime, Tracker
@@ -151,6 +151,11 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
         ray.get(board.note_mistake.remote(type(error).__name__, str(error)))
         if isinstance(error, RunStopped):  # raised by all workers, so that none is waited for
             return None
+        raise
+    except OSError as error:
+        mistake = full_disk(error)
+        if mistake is not None:
+            ray.get(board.note_mistake.remote(type(mistake).__name__, f"{folder}: {mistake}"))
         raise
 
 

@@ -5,8 +5,8 @@ are those of the tensor operations, but that each step rounds to whole levels of
 torchvision's function of the same name. They depend on the parameters of a picture alone, not on the batch, the number
 of threads or of workers.
 
-One thread works. The calls take 2 to 200 microseconds, so that several Python threads wait for each other's lock more
-than they gain: two were slower than one at 32, 64, 96 and 224 px. Workers share the pictures out instead.
+One thread works: most calls take some microseconds, too short to be shared out under Python's lock. Workers share the
+pictures of a step instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ from rayssl.data.geometry import IMAGENET_MEAN, IMAGENET_STD
 from rayssl.data.jpeg import resize_bytes
 
 FASTER_FROM = 32
-"""Side of the views, in pixels, from which this is the way to take on a CPU. `benchmarks/augment.py --crossover`: with one
-thread it draws level with tensor operations on whole batches at 16 px, has 2.4 times their rate at 32 and 5 times at 64;
-whole batches can use several threads. A CPU's choice does not depend on them, so that all workers have equal views."""
+"""Side of the views, in pixels, from which a CPU takes this way. With one thread it draws level with whole batches at
+16 px, and makes 2.4 times as many views at 32 and 5 times as many at 64 (`benchmarks/augment.py --crossover`); whole
+batches can use several threads. The number of threads does not count here, so that all workers have equal views."""
 
 _BLOCK_PIXELS = 32_768
 """Pixels that are normalised at once, 400 kB of floats: many small views, so that a call is worth it, one large one."""
@@ -194,7 +194,8 @@ def _saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 def _hue(pixels: np.ndarray, shift: float) -> np.ndarray:
     # As floats: in bytes a hue would be rounded to 1.4 degrees, which is up to 6 levels of a pure colour.
     turned = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
-    turned[..., 0] += 360 * (shift % 1)  # OpenCV takes hues of up to two circles, but none below 0
+    # OpenCV takes hues of up to two circles, but none below 0.
+    cv2.add(turned, (360 * (shift % 1), 0, 0, 0), dst=turned)
     return cv2.convertScaleAbs(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB))
 
 
