@@ -51,7 +51,14 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
     try:
         if address is None:
             cpus = max(config.least_workers * config.cpus_per_worker, os.cpu_count() or 1)
-            ray.init(num_cpus=cpus, include_dashboard=nested, logging_level="ERROR", log_to_driver=False)
+            # "local": else Ray joins whatever head it finds on this machine.
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=nested,
+                logging_level="ERROR",
+                log_to_driver=False,
+            )
         else:
             _knock(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
