@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rayssl.backbones import Backbone, load_weights
+from rayssl.backbones import Backbone, lay_out, load_weights
 from rayssl.config import ExperimentConfig
 from rayssl.data import Pictures
 from rayssl.errors import RunStopped
@@ -57,6 +57,7 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     for note in (*_list_bad_files(pictures, runtime), *fitting_evaluations(config, pictures)[1]):
         runtime.show(note)
     encoder = initial_encoder(config).to(runtime.device)
+    lay_out(encoder, config.data.image_size)
     # The recipe's number of workers counts, even where one process does all their work, unless it may change.
     workers = runtime.world_size if config.cluster.is_elastic else None
     setting = config.task_setting(pictures.train.classes, workers=workers)

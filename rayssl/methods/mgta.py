@@ -59,7 +59,8 @@ class MGTA:
             torch.manual_seed(derive_seed(seed, _DECODER_STREAM))
             second = AutoEncoder(encoder)
         device = next(encoder.parameters()).device
-        self._networks: dict[Network, AutoEncoder] = {2: second.to(device).to(memory_format=torch.channels_last)}
+        second.decoder.to(memory_format=torch.channels_last)  # the encoder's layout is the caller's choice
+        self._networks: dict[Network, AutoEncoder] = {2: second.to(device)}
         self._baseline: Backbone | None = None
         self._labels: dict[Network, np.ndarray] = {}  # the last ones of each network, -1 where it labelled nothing
         self._prepared = -1  # the stage that was prepared last: if it is prepared again, its labels are there

@@ -155,7 +155,8 @@ class PSL:
 
     def prepare(self, index: int, pictures: Pictures, runtime: Runtime, *, optimizer: AnyOptimizer) -> StagePlan:
         """The stage on the runtime's device, and shuffled batches of all pictures."""
-        stage = self.build_stage(index).to(runtime.device).to(memory_format=torch.channels_last)
+        stage = self.build_stage(index).to(runtime.device)
+        stage.head.to(memory_format=torch.channels_last)  # the encoder's layout is the caller's choice
         if self._setting.sync_batchnorm:
             synchronize_batchnorm((stage, self.encoder, *self.encoder.blocks), runtime.device)
         loader = TrainLoader(

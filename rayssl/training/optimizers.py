@@ -78,6 +78,7 @@ class SGDConfig(Config):
             lr=self.learning_rate,
             momentum=self.momentum,
             nesterov=self.nesterov,
+            fused=True,
         )
 
 
@@ -123,7 +124,10 @@ class AdamConfig(Config):
     def build(self, module: nn.Module) -> torch.optim.Adam:
         """An optimiser over the module's trainable parameters alone."""
         return torch.optim.Adam(
-            parameter_groups(module, weight_decay=self.weight_decay), lr=self.learning_rate, betas=self.betas
+            parameter_groups(module, weight_decay=self.weight_decay),
+            lr=self.learning_rate,
+            betas=self.betas,
+            fused=True,
         )
 
 
