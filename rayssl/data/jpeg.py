@@ -27,6 +27,8 @@ def decode_jpeg(image: Image.Image) -> np.ndarray | None:
 
 def resize_bytes(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize uint8 (H, W, 3) to (width, height), antialiased bilinear: within a level of Pillow's and torchvision's."""
-    source = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
+    # unsqueeze before permute: only with the strides of a whole batch does torch see, and keep, the channels last in
+    # memory, which takes it a third of the time.
+    source = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
     resized = F.interpolate(source, size=size[::-1], mode="bilinear", antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())

@@ -11,6 +11,7 @@ pictures of a step instead.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import ceil, inf, sqrt
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from rayssl.data.jpeg import resize_bytes
 
 FASTER_FROM = 32
 """Side of the views, in pixels, from which a CPU takes this way. With one thread it draws level with whole batches at
-16 px, and makes 2.4 times as many views at 32 and 5 times as many at 64 (`benchmarks/augment.py --crossover`); whole
+16 px, and makes twice as many views at 32 and four times as many at 64 (`benchmarks/augment.py --crossover`); whole
 batches can use several threads. The number of threads does not count here, so that all workers have equal views."""
 
 _BLOCK_PIXELS = 32_768
@@ -93,13 +94,14 @@ def make_views(
     targets = views.numpy()
     cv2.setNumThreads(1)
     block = max(1, _BLOCK_PIXELS // size**2)
-    for start in range(0, len(recipes), block):
-        part = targets[start : start + block]
-        for row, (target, recipe) in enumerate(zip(part, recipes[start : start + block], strict=True), start):
-            target[...] = _view(pictures[row % count], recipe, size)
+    # All views of a few pictures, then the next few: the pictures are still in the cache for their second view.
+    for first, view in product(range(0, count, block), range(len(parameters))):
+        rows = range(view * count + first, view * count + min(first + block, count))
+        for row in rows:
+            targets[row] = _view(pictures[row % count], recipes[row], size)
         # Whole rows of pixels, whatever picture they are of, in place.
-        rows = part.reshape(-1, size, 3)
-        cv2.transform(rows, _NORMALIZATION, dst=rows)
+        pixels = targets[rows.start : rows.stop].reshape(-1, size, 3)
+        cv2.transform(pixels, _NORMALIZATION, dst=pixels)
     return views.permute(0, 3, 1, 2)
 
 
@@ -193,9 +195,8 @@ def _saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 def _hue(pixels: np.ndarray, shift: float) -> np.ndarray:
     # As floats: in bytes a hue would be rounded to 1.4 degrees, which is up to 6 levels of a pure colour.
-    turned = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
-    # OpenCV takes hues of up to two circles, but none below 0.
-    cv2.add(turned, (360 * (shift % 1), 0, 0, 0), dst=turned)
+    turned: np.ndarray = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
+    turned[..., 0] += 360 * (shift % 1)  # OpenCV takes hues of up to two circles, but none below 0
     return cv2.convertScaleAbs(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB))
 
 
@@ -211,7 +212,8 @@ def _sobel(pixels: np.ndarray) -> np.ndarray:
         cv2.Sobel(pixels, cv2.CV_32F, *axes, ksize=3, scale=1 / sqrt(20), borderType=cv2.BORDER_REPLICATE)
         for axes in ((1, 0), (0, 1))
     )
-    return cv2.magnitude(across, down)
+    # Not cv2.magnitude, whose last bits depend on where in memory the arrays begin.
+    return np.sqrt(across * across + down * down)
 
 
 _JITTER: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (_brightness, _contrast, _saturation, _hue)

@@ -201,6 +201,16 @@ def test_two_workers_make_the_same_views_as_one() -> None:
     assert torch.equal(alone, torch.cat([torch.cat(parts) for parts in zip(*halves, strict=True)]))
 
 
+def test_bits_do_not_depend_on_where_arrays_lie_in_memory() -> None:
+    """They do in some of OpenCV's functions; then a resumed run would differ from an uninterrupted one."""
+    images = smooth_bytes(8, 64, 80)
+    expected = augmented_view(images, Draws(0, 0, 0, batch_size=8), T3, image_size=SIZE)
+    kept = []
+    for size in range(100_001, 100_021):
+        kept.append(torch.empty(size, dtype=torch.uint8))  # moves what is allocated next
+        assert torch.equal(augmented_view(images, Draws(0, 0, 0, batch_size=8), T3, image_size=SIZE), expected)
+
+
 def test_it_is_taken_for_bytes_of_a_sufficient_size_on_the_cpu() -> None:
     images = random_bytes(2)
     assert is_faster(images, FASTER_FROM)
