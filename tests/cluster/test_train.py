@@ -120,7 +120,8 @@ def test_relative_paths_mean_on_workers_what_they_mean_here(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path)
     monkeypatch.chdir(tmp_path)
-    report = on_ray(small_run.config("cluster.workers=1", "data.name=folder", "data.root=pictures", "evaluations=[]"))
+    settings = ["data.name=folder", "data.root=pictures", "training.batch_size=16", "evaluations=[]"]
+    report = on_ray(small_run.config("cluster.workers=1", *settings))
     assert len(report.history) == 4
 
 
