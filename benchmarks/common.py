@@ -63,7 +63,7 @@ def row(
     met = ratio <= target if at_most else ratio >= target
     figures = {"ours": ours, "peer": peer, "unit": unit, "ratio": ratio, "target": target}
     rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
-    return {"benchmark": benchmark, **rounded, "met": met}
+    return {"benchmark": benchmark, **rounded, "met": met} | ({"at_most": True} if at_most else {})
 
 
 def skipped(benchmark: str, why: str) -> dict[str, object]:

@@ -3,7 +3,8 @@
     python benchmarks/run.py [NAME...]
 
 A benchmark that is named replaces its own rows; the others keep what an earlier call found. Each row keeps the
-machine and the versions that it was measured with. The last lines printed are the JSON rows of this call.
+machine and the versions that it was measured with. What is to be said about a benchmark's results stands in notes.yaml.
+The last lines printed are the JSON rows of this call; with --page the page is only written anew.
 """
 
 import argparse
@@ -12,9 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 RESULTS = HERE / "results.json"
+NOTES = HERE / "notes.yaml"
 _NO_PROGRAMS = ("common", "run", "faults")  # faults.py measures no speed
 
 _HEAD = """# Benchmarks
@@ -30,8 +34,13 @@ def main() -> None:
     names = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in _NO_PROGRAMS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*names, []], metavar="NAME", help=", ".join(names))
-    chosen = parser.parse_args().names or names
+    parser.add_argument("--page", action="store_true", help="measure nothing")
+    options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.page:
+        PAGE.write_text(page(results))
+        return
+    chosen = options.names or names
     failed = []
     for name in chosen:
         lines = run(name)
@@ -64,6 +73,7 @@ def run(name: str) -> list[str]:
 def page(results: dict[str, dict[str, list]]) -> str:
     """The page as Markdown: a section a program."""
     parts = [_HEAD]
+    notes = yaml.safe_load(NOTES.read_text())
     for name, result in sorted(results.items()):
         parts += [f"## {name}.py", "", " ".join(f"{line}." for line in result["setting"]), ""]
         parts += ["| what | ours | peer | ratio | target | met |", "|---|---|---|---|---|---|"]
@@ -74,8 +84,13 @@ def page(results: dict[str, dict[str, list]]) -> str:
                 continue
             ours, peer = (f"{row[side]:g} {row['unit']}" for side in ("ours", "peer"))
             met = "yes" if row["met"] else "**no**"
-            parts.append(f"| {what} | {ours} | {peer} | {row['ratio']:g} | {row['target']:g} | {met} |")
+            target = f"at most {row['target']:g}" if row.get("at_most") else f"{row['target']:g}"
+            parts.append(f"| {what} | {ours} | {peer} | {row['ratio']:g} | {target} | {met} |")
         parts.append("")
+        if name in notes:
+            parts += [notes[name].strip(), ""]
+        if (PAGE.parent / f"{name}.svg").exists():
+            parts += [f"![{name}]({name}.svg)", ""]
     return "\n".join(parts)
 
 

@@ -110,7 +110,9 @@ def main(arguments: list[str]) -> None:
             for (row, recipe, own), config in zip(chosen, configs, strict=True):
                 display.show(f"{table.title}: {row}, recipe {' '.join((recipe, *own))}")
                 report = _train(config, display)
-                metrics = report.metrics if table.data != "voc2007" else _measure_voc(report, options.voc, display)
+                metrics = (
+                    report.metrics if table.data != "voc2007" else _measure_voc(config, report, options.voc, display)
+                )
                 results.append((row, recipe, metrics, paper_number(table.metric, data=table.data, row=row)))
     except RaysslError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -146,8 +148,9 @@ def _train(config: ExperimentConfig, display: Display) -> Report:
     return read_run(done.path).report
 
 
-def _measure_voc(report: Report, voc: Path, display: Display) -> dict[str, float]:
-    config, source, _ = load_evaluation(str(report.folder), "voc07_svm", ["data.name=voc2007", f"data.root={voc}"])
+def _measure_voc(trained: ExperimentConfig, report: Report, voc: Path, display: Display) -> dict[str, float]:
+    overrides = ["data.name=voc2007", f"data.root={voc}", f"storage_path={trained.storage_path}"]
+    config, source, _ = load_evaluation(str(report.folder), "voc07_svm", overrides)
     return evaluate(config, source, show=display.show).metrics
 
 

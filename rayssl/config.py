@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, GetPydanticSchema, PositiveInt, field_validator, model_validator
+from pydantic_core import core_schema
 
 from rayssl.backbones import AnyBackbone
 from rayssl.data import AnyData
@@ -15,9 +16,23 @@ from rayssl.evaluation import AnyEvaluation, OnlineConfig
 from rayssl.methods import AnyMethod
 from rayssl.recipe_file import did_you_mean, load_recipe
 from rayssl.schema import Config
+from rayssl.storage import StoragePath, checked_address, is_address, local_folder
 from rayssl.tasks import TaskSetting
 from rayssl.training.loop import TrainingConfig
 from rayssl.training.optimizers import AnyOptimizer
+
+
+def _path_or_address(value: Any, as_path: core_schema.ValidatorFunctionWrapHandler) -> StoragePath:
+    return checked_address(value) if is_address(value) else Path(as_path(value))
+
+
+AnyStoragePath = Annotated[
+    StoragePath,
+    GetPydanticSchema(
+        lambda _, schema_of: core_schema.no_info_wrap_validator_function(_path_or_address, schema_of(Path))
+    ),
+]
+"""A path that is written as in a shell, or an address such as s3://bucket/runs, which stays text."""
 
 
 class ClusterConfig(Config):
@@ -98,18 +113,13 @@ class ExperimentConfig(Config):
     """What is measured while it trains."""
     evaluations: tuple[AnyEvaluation, ...] = ()
     """What is measured at the end, beside a randomly initialised network."""
-    storage_path: Path = Path("runs")
-    """Folder of all runs; on a cluster one that every node sees."""
+    storage_path: AnyStoragePath = Path("runs")
+    """Folder of all runs; on a cluster one that every node sees, or an object store: s3://BUCKET/FOLDER."""
 
-    @field_validator("storage_path", mode="before")
-    @classmethod
-    def _a_folder(cls, path: object) -> object:
-        if isinstance(path, str) and "://" in path:
-            raise ValueError(
-                f"must be a folder, got {path}. Mount the object store (Mountpoint for S3, gcsfuse) on every node and "
-                "give the mount's path"
-            )
-        return path
+    @property
+    def storage_folder(self) -> Path:
+        """Folder of all runs on this machine; of an object store their working copy."""
+        return local_folder(self.storage_path)
 
     @model_validator(mode="after")
     def _method_agrees(self) -> Self:

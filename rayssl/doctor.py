@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from rayssl.errors import ClusterError, DataError
+from rayssl.errors import CheckpointError, ClusterError, ConfigError, DataError
+from rayssl.object_store import ObjectStore, open_store
+from rayssl.storage import StoragePath, local_folder
 
 _LIBRARIES = ("rayssl", "torch", "torchvision", "ray", "mlflow", "scikit-learn", "numpy")
 _TRIAL_MIB = 64
@@ -28,7 +30,7 @@ class Finding:
     """What was found, and what to do if it is not ok."""
 
 
-def examine(*, address: str | None, storage_path: Path, data_root: Path | None) -> Iterator[Finding]:
+def examine(*, address: str | None, storage_path: StoragePath, data_root: Path | None) -> Iterator[Finding]:
     """Look at everything, one after another; nothing is left behind.
 
     Args:
@@ -40,8 +42,9 @@ def examine(*, address: str | None, storage_path: Path, data_root: Path | None) 
     yield Finding("libraries", True, ", ".join(f"{name} {version(name)}" for name in _LIBRARIES))
     yield _gpus()
     yield _ray(address or os.environ.get("RAY_ADDRESS"))
-    yield _mlflow(storage_path)
-    yield _storage(storage_path)
+    yield _mlflow(local_folder(storage_path))
+    store = open_store(storage_path)
+    yield _storage(local_folder(storage_path)) if store is None else _object_store(store)
     if data_root is not None:
         yield _data(data_root)
     yield _shared_memory()
@@ -107,6 +110,17 @@ def _storage(storage_path: Path) -> Finding:
         if is_new and folder.exists():
             folder.rmdir()
     return Finding("storage", True, f"{folder}: writes {speed:,.0f} MiB/s, {free:,.0f} GiB free")
+
+
+def _object_store(store: ObjectStore) -> Finding:
+    try:
+        store.check()
+        speed = _TRIAL_MIB / store.seconds_to_transfer(os.urandom(_TRIAL_MIB << 20))
+    except (ConfigError, CheckpointError) as error:
+        return Finding("storage", False, str(error))
+    return Finding(
+        "storage", True, f"{store.address}: writes and reads {speed:,.0f} MiB/s; working copies go to {store.folder}"
+    )
 
 
 def _data(root: Path) -> Finding:

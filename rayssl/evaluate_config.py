@@ -10,14 +10,16 @@ import yaml
 from pydantic import Field
 
 from rayssl.backbones import AnyBackbone
-from rayssl.config import ClusterConfig
+from rayssl.config import AnyStoragePath, ClusterConfig
 from rayssl.data import AnyData
 from rayssl.errors import ConfigError
 from rayssl.evaluation import AnyEvaluation
 from rayssl.evaluation.feature_store import KEPT_GIB
 from rayssl.recipe_file import load_recipe_text
+from rayssl.runs import locate
 from rayssl.schema import Config
 from rayssl.sources import Source, find_source
+from rayssl.storage import local_folder, parse_storage_path
 
 _MAYBE_WITHOUT_TEST = ("folder", "npz")
 """Data sets that may have no test pictures of their own, so that some are held out."""
@@ -46,8 +48,13 @@ class EvaluateConfig(Config):
     size. In GiB; 0 keeps none."""
     cluster: ClusterConfig = ClusterConfig(workers=0)
     """Where it runs: the run's workers if it is not said, or this process."""
-    storage_path: Path = Path("runs")
-    """Folder of all runs, where ids are looked for and the results of other sources go."""
+    storage_path: AnyStoragePath = Path("runs")
+    """Folder of all runs, or object store, where ids are looked for and the results of other sources go."""
+
+    @property
+    def storage_folder(self) -> Path:
+        """That folder on this machine; of an object store the working copy."""
+        return local_folder(self.storage_path)
 
     @property
     def fingerprint(self) -> str:
@@ -73,8 +80,11 @@ def load_evaluation(
     Raises:
         ConfigError: If the source is unknown, or with all mistakes of the settings.
     """
-    storage_path = Path(_value_of("storage_path", overrides) or EvaluateConfig.model_fields["storage_path"].default)
-    found = find_source(source, storage_path=storage_path)
+    storage_path = parse_storage_path(
+        _value_of("storage_path", overrides) or str(EvaluateConfig.model_fields["storage_path"].default)
+    )
+    name, storage_path = locate(source, storage_path=storage_path)
+    found = find_source(name, storage_path=storage_path)
     sections: dict[str, Any] = json.loads(json.dumps(found.defaults))
     sections["evaluation"] = {"name": protocol}
     sections["storage_path"] = str(storage_path)

@@ -20,7 +20,7 @@ from rayssl.methods import Method
 from rayssl.open_data import OpenPictures, drop_node_cache, open_data
 from rayssl.recipe_file import flatten
 from rayssl.report import Report
-from rayssl.run_state import record_again, restore_state, write_state
+from rayssl.run_state import KeptRuntime, record_again, restore_state, write_state
 from rayssl.runs import open_run
 from rayssl.runtime import EpochDone, LocalRuntime, NullTracker, Runtime, Tracker
 from rayssl.training.checkpoints import Checkpoint, Cursor
@@ -48,7 +48,9 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     if runtime is None:
         run = open_run(config)
         with run.locked():
-            return run_experiment(config, local_runtime(config, run.path), tracker)
+            report = run_experiment(config, local_runtime(config, run.path, keep=run.keep), tracker)
+            run.keep()
+            return report
     tracker = tracker if tracker is not None and runtime.rank == 0 else NullTracker()
     tracker.log_params(flatten(config))
     pictures = open_data(
@@ -90,15 +92,24 @@ def local_runtime(
     *,
     show: Callable[[object], None] | None = None,
     is_asked_to_stop: Callable[[], bool] | None = None,
+    keep: Callable[[], None] = lambda: None,
 ) -> LocalRuntime:
     """This process as one worker of the config would be.
+
+    Args:
+        config: The recipe.
+        folder: The run's folder.
+        show: Called with what there is to show.
+        is_asked_to_stop: Whether the run shall stop.
+        keep: Called after every checkpoint, such as `RunFolder.keep`.
 
     Raises:
         ClusterError: If the config wants a GPU and there is none.
     """
     settings = config.cluster
-    return LocalRuntime(
+    return KeptRuntime(
         folder,
+        keep=keep,
         num_threads=settings.cpus_per_worker,
         use_gpu=settings.gpus_per_worker > 0,
         show=show,

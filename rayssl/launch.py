@@ -1,6 +1,7 @@
 """From a config to a finished run: its folder, its record in MLflow, and the workers, on Ray or in this process."""
 
 import shlex
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from rayssl.open_data import open_data
 from rayssl.report import Report
 from rayssl.runs import RunFolder, open_run
 from rayssl.stopping import asked_to_stop
+from rayssl.storage import StoragePath, local_folder
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 
 
@@ -34,10 +36,15 @@ def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[o
     """
     run = open_run(config, fresh=fresh)
     with run.locked():
-        uri = tracking_uri(config.storage_path)
+        uri = tracking_uri(config.storage_folder)
         tracker = MLflowTracker.open(run.path, uri=uri, notify=show)
         mark_dead_runs(uri)
-        show(f"run {run.run_id} in {run.path}")
+        show(f"run {run.run_id} in {run.path if run.store is None else run.store.address_of(run.path)}")
+        if run.store is not None:
+            show(f"its working copy is {run.path}")
+            if uri.startswith("sqlite:"):
+                show(f"note: MLFLOW_TRACKING_URI names no server: the record stays on this machine, in {uri}")
+        run.keep()
         try:
             with asked_to_stop() as asked:
                 return _train(config, run, tracker, show, asked)
@@ -57,19 +64,24 @@ def _train(
     asked: threading.Event,
 ) -> Report:
     if config.cluster.workers == 0:
-        runtime = local_runtime(config, run.path, show=show, is_asked_to_stop=asked.is_set)
-        return run_experiment(config, runtime, tracker)
+        runtime = local_runtime(config, run.path, show=show, is_asked_to_stop=asked.is_set, keep=run.keep)
+        report = run_experiment(config, runtime, tracker)
+        run.keep()
+        return report
     from rayssl.cluster.train import run_on_ray
 
     open_data(config, run.path)  # mistakes in pictures and weights show here, before any worker is paid for
     initial_encoder(config)
     show(f"starting {config.cluster.describe_workers()} on Ray ...")
-    return run_on_ray(config, run.path, tracking_uri=tracker.uri, show=show, asked_to_stop=asked)
+    report = run_on_ray(config, run.path, tracking_uri=tracker.uri, show=show, asked_to_stop=asked)
+    if run.store is not None:  # else a worker has deleted them
+        shutil.rmtree(run.path / "cache", ignore_errors=True)
+    return report
 
 
-def mlflow_command(storage_path: Path) -> str:
+def mlflow_command(storage_path: StoragePath) -> str:
     """The command that opens the MLflow page of all runs, or where the page is if a server has them."""
-    uri = tracking_uri(storage_path)
+    uri = tracking_uri(local_folder(storage_path))
     if uri.startswith("http"):
         return f"the MLflow page is at {uri}"
     return shlex.join(

@@ -10,6 +10,7 @@ from rayssl.evaluate import EXAMPLES, FEATURES, Measurement, check_pictures, run
 from rayssl.evaluate_config import EvaluateConfig
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation_report import EvaluationReport
+from rayssl.object_store import store_of
 from rayssl.recipe_file import flatten
 from rayssl.runtime import LocalRuntime
 from rayssl.sources import Source
@@ -34,7 +35,12 @@ def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object],
     Raises:
         RaysslError: Any of its kinds.
     """
-    home = source.run_folder or config.storage_path.expanduser().resolve() / source.name
+    home = source.run_folder or config.storage_folder.expanduser().resolve() / source.name
+    store = store_of(config.storage_path, home)
+    if store is not None:
+        store.check()
+        if source.run_folder is None:
+            store.pull(home)
     warnings = check_pictures(config)
     for warning in warnings:
         show(warning)
@@ -43,6 +49,8 @@ def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object],
     try:
         shutil.rmtree(work, ignore_errors=True)  # left by a process that died
         work.mkdir(parents=True)
+        if store is not None:
+            store.delete(work)
     except OSError as error:
         raise ConfigError(f"storage_path: {results} can't be written ({error.strerror})") from None
     try:
@@ -67,7 +75,13 @@ def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object],
         (results / report.stem).mkdir()
         (work / EXAMPLES).replace(results / report.stem / EXAMPLES)
     shutil.rmtree(work, ignore_errors=True)
+    if store is not None:
+        store.push(results)
+        store.delete(work)  # what Ray kept there
+        show(f"results are in {store.address_of(results)}")
     _record(report, source, home, show)
+    if store is not None and source.run_folder is None:
+        store.push(home)  # which remembers its record
     return report
 
 
@@ -97,7 +111,7 @@ def _epochs(source: Source) -> int | None:
 def _record(report: EvaluationReport, source: Source, home: Path, show: Callable[[object], None]) -> None:
     """Add the numbers to the run that they belong to, or to a run of their own."""
     config = report.config
-    uri = tracking_uri(config.storage_path)
+    uri = tracking_uri(config.storage_folder)
     if source.run_folder is None:
         tracker: MLflowTracker | None = MLflowTracker.open(home, uri=uri, notify=show)
     else:

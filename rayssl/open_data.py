@@ -11,6 +11,7 @@ from rayssl.data import ImageList, Pictures, Splits, check_size, open_pictures
 from rayssl.errors import DataError
 from rayssl.evaluate_config import EvaluateConfig
 from rayssl.runtime import Runtime
+from rayssl.storage import is_address
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def open_data(
 ) -> OpenPictures:
     """List, check, decode and open the pictures; small sets are decoded once.
 
-    They go to `folder`/cache, for all workers, or with `data.cache_path` to a folder of each machine, for those there.
+    They go to `folder`/cache, for all workers, or to a folder of each machine, for those there: the one that
+    `data.cache_path` names, or `folder`/cache if each has a working copy of an object store.
 
     Raises:
         DataError: If they are missing, unreadable or smaller than the views.
@@ -70,7 +72,7 @@ def open_data(
 def _node_cache(config: ExperimentConfig | EvaluateConfig, folder: Path) -> Path | None:
     """Where a machine keeps the decoded pictures of the run in `folder`; None: in that folder."""
     if config.data.cache_path is None:
-        return None
+        return folder / "cache" if is_address(config.storage_path) else None
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     return config.data.cache_path.expanduser() / f"{folder.name}-{digest}"
 

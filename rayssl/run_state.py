@@ -1,6 +1,6 @@
 """What a run leaves to go on from: checkpoints written and taken up, and numbers that its record has missed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,28 @@ import torch
 from rayssl.config import ExperimentConfig
 from rayssl.errors import CheckpointError
 from rayssl.methods import Method
-from rayssl.runtime import Runtime, Tracker
+from rayssl.runtime import LocalRuntime, Runtime, Tracker
 from rayssl.training.checkpoints import Checkpoint, Cursor, load_checkpoint, save_checkpoint
 from rayssl.training.stage import TrainedStage
+
+
+class KeptRuntime(LocalRuntime):
+    """A `LocalRuntime` whose folder is brought elsewhere with every checkpoint.
+
+    Args:
+        keep: Brings it, on rank 0.
+        arguments: See `LocalRuntime`.
+    """
+
+    def __init__(self, *arguments: Any, keep: Callable[[], None], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._keep = keep
+
+    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+        """As `LocalRuntime.report`."""
+        super().report(metrics, save)
+        if save is not None and self.rank == 0:
+            self._keep()
 
 
 def restore_state(runtime: Runtime, method: Method) -> Checkpoint:

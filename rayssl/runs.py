@@ -6,17 +6,18 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rayssl.config import ExperimentConfig
 from rayssl.errors import ConfigError
+from rayssl.object_store import ObjectStore, open_store
 from rayssl.recipe_file import to_yaml
+from rayssl.storage import LOCK, StoragePath, is_address, parse_storage_path, split_run_address
 
 _CONFIG = "config.yaml"
 _REPORT = "report.json"
-_LOCK = ".lock"
 _RESULT_IS_THE_SAME: dict[str, Any] = {
     "storage_path": True,
     "data": {"cache_path"},
@@ -35,6 +36,8 @@ class RunFolder:
     """
 
     path: Path
+    store: ObjectStore | None = field(default=None, compare=False)
+    """Where it is kept, if the folder is a working copy of that."""
 
     @property
     def run_id(self) -> str:
@@ -53,20 +56,32 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second process from writing the same run.
+        """Keep a second process of this machine from writing the same run; the folder is what the store has then.
 
         Raises:
             ConfigError: If another process has it.
+            CheckpointError: If the store can't be reached.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w") as lock:
+        with (self.path / LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(
                     f"{self.path}: this run is being trained by another process. Wait for it, or change the config."
                 ) from None
+            if self.store is not None:
+                self.store.pull(self.path)
             yield
+
+    def keep(self) -> None:
+        """Bring what is new in the folder to the store, if there is one.
+
+        Raises:
+            CheckpointError: If it can't be reached.
+        """
+        if self.store is not None:
+            self.store.push(self.path)
 
 
 def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
@@ -77,12 +92,17 @@ def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
         fresh: Take a new folder even if the newest one is not finished; the old one is left as it is.
 
     Raises:
-        ConfigError: If the folder can't be made.
+        ConfigError: If the folder can't be made, or the object store can't be written.
     """
-    base = _base(config)
-    runs = _started(base)
-    newest = runs[-1] if runs else RunFolder(base)
-    run = RunFolder(_suffixed(base, len(runs) + 1)) if newest.finished or (fresh and newest.started) else newest
+    base, store = _base(config), open_store(config.storage_path)
+    if store is not None:
+        store.check()
+        store.refresh(base.name)
+    runs = _started(base, store)
+    newest = runs[-1] if runs else RunFolder(base, store)
+    if newest.finished or (fresh and newest.started):
+        newest = RunFolder(_suffixed(base, len(runs) + 1), store)
+    run = newest
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         (run.path / _CONFIG).write_text(to_yaml(config))
@@ -90,12 +110,20 @@ def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
         raise ConfigError(
             f"storage_path: must be a folder that can be written, got {config.storage_path} ({error.strerror})"
         ) from None
+    if store is not None:
+        store.push(run.path / _CONFIG)
     return run
 
 
 def finished_run(config: ExperimentConfig) -> RunFolder | None:
-    """The newest finished run of a config; None if there is none."""
-    return next((run for run in reversed(_started(_base(config))) if run.finished), None)
+    """The newest finished run of a config, brought here if it is kept elsewhere; None if there is none."""
+    base, store = _base(config), open_store(config.storage_path)
+    if store is not None:
+        store.refresh(base.name)
+    found = next((run for run in reversed(_started(base, store)) if run.finished), None)
+    if found is not None and store is not None:
+        store.pull(found.path, unless_locked=True)
+    return found
 
 
 def newest_run(name: str, *, storage_path: Path) -> RunFolder | None:
@@ -108,15 +136,49 @@ def newest_run(name: str, *, storage_path: Path) -> RunFolder | None:
     return RunFolder(max(runs, key=lambda path: (path / _CONFIG).stat().st_mtime_ns)) if runs else None
 
 
+def locate(text: str, *, storage_path: StoragePath) -> tuple[str, StoragePath]:
+    """A RUN of the command line and the storage to look for it in: an address names both.
+
+    Raises:
+        ConfigError: If it is no address of a run, or of another object store than `storage_path`.
+    """
+    if not is_address(text):
+        return text, storage_path
+    address, name = split_run_address(text)
+    own = parse_storage_path(address)
+    if isinstance(storage_path, str) and storage_path != own:
+        raise ConfigError(f"run '{text}': is not in {storage_path}. Leave storage_path out, it is {own}")
+    return name, own
+
+
+def bring_run(text: str, *, storage_path: StoragePath) -> None:
+    """If runs are kept in an object store, bring the one here that a RUN of the command line names, an id, a part
+    of a run (ID/stage-2) or a recipe's name.
+
+    Raises:
+        ConfigError: If the store can't be used, or the text leads out of it.
+        CheckpointError: If it can't be reached.
+    """
+    store = open_store(storage_path)
+    if store is None or Path(text).expanduser().exists():
+        return
+    store.check()
+    store.refresh()
+    newest = newest_run(text, storage_path=store.folder)
+    path = newest.path if newest is not None else store.path_of(text.split("/", maxsplit=1)[0])
+    if path.name in store.names():
+        store.pull(path, unless_locked=True)
+
+
 def _base(config: ExperimentConfig) -> Path:
-    return config.storage_path.expanduser().resolve() / f"{config.name}-{_fingerprint(config)}"
+    return config.storage_folder.expanduser().resolve() / f"{config.name}-{_fingerprint(config)}"
 
 
-def _started(base: Path) -> list[RunFolder]:
+def _started(base: Path, store: ObjectStore | None) -> list[RunFolder]:
     """The runs of a config, oldest first."""
     runs: list[RunFolder] = []
     while RunFolder(_suffixed(base, len(runs) + 1)).started:
-        runs.append(RunFolder(_suffixed(base, len(runs) + 1)))
+        runs.append(RunFolder(_suffixed(base, len(runs) + 1), store))
     return runs
 
 

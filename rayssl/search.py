@@ -22,6 +22,7 @@ from rayssl.search_report import (
     write_tables,
 )
 from rayssl.search_space import Study, Values, total_epochs
+from rayssl.storage import is_address
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 
 _STUDY, _RESULT = "study.json", "results.md"
@@ -74,7 +75,7 @@ def search(study: Study, *, resume: bool = False, show: Callable[[object], None]
 
     folder = _open_folder(study, resume=resume, show=show)
     with RunFolder(folder).locked():
-        uri = tracking_uri(study.base.storage_path)
+        uri = tracking_uri(study.base.storage_folder)
         tracker = MLflowTracker.open(folder, uri=uri, notify=show)
         mark_dead_runs(uri)
         tracker.close_children("KILLED")
@@ -268,7 +269,13 @@ def _is_ours(key: str) -> bool:
 
 def _open_folder(study: Study, *, resume: bool, show: Callable[[object], None]) -> Path:
     """The search's folder: a new one, or with `resume` the newest of this study, which must not be finished."""
-    base = study.base.storage_path.expanduser().resolve() / f"search-{study.name}-{_fingerprint(study)}"
+    if is_address(study.base.storage_path):
+        raise ConfigError(
+            f"storage_path: a search needs a folder that all nodes see, since its trials leave stages for each other "
+            f"there, got {study.base.storage_path}. Mount the object store (Mountpoint for S3, gcsfuse) on every node "
+            "and give the mount's path"
+        )
+    base = study.base.storage_folder.expanduser().resolve() / f"search-{study.name}-{_fingerprint(study)}"
     newest, number = base, 1
     while (following := base.with_name(f"{base.name}-{number + 1}")).exists():
         newest, number = following, number + 1

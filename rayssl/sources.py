@@ -13,7 +13,8 @@ from rayssl.config import ExperimentConfig, load_config
 from rayssl.errors import CheckpointError, ConfigError
 from rayssl.methods import MGTAConfig, PSLConfig
 from rayssl.recipe_file import did_you_mean, flatten, to_plain
-from rayssl.runs import newest_run
+from rayssl.runs import bring_run, newest_run
+from rayssl.storage import StoragePath, local_folder
 from rayssl.training.checkpoints import load_checkpoint
 
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -49,12 +50,12 @@ class Source:
     """The row of the papers' tables that it belongs to."""
 
 
-def find_source(text: str, *, storage_path: Path) -> Source:
+def find_source(text: str, *, storage_path: StoragePath) -> Source:
     """Find what a SOURCE on the command line names. No weights are read.
 
     Args:
-        text: As the user wrote it.
-        storage_path: Folder of all runs, where ids are looked for.
+        text: As the user wrote it; for the address of a run what `locate` makes of it.
+        storage_path: Folder of all runs, or the object store, where ids are looked for.
 
     Raises:
         ConfigError: If there is no such thing, or a run is not finished.
@@ -63,14 +64,16 @@ def find_source(text: str, *, storage_path: Path) -> Source:
     kind, colon, network = text.partition(":")
     if colon and kind in ("random", "torchvision"):
         return _named_network(kind, network)
-    for path in (Path(text).expanduser(), storage_path.expanduser() / text):
+    bring_run(text, storage_path=storage_path)
+    folder = local_folder(storage_path).expanduser()
+    for path in (Path(text).expanduser(), folder / text):
         if path.is_dir():
             return _folder(path)
         if path.is_file():
             return _file(path)
-    if newest := newest_run(text, storage_path=storage_path):
+    if newest := newest_run(text, storage_path=folder):
         return _folder(newest.path)
-    names = [*_run_ids(storage_path), *(f"{kind}:{name}" for kind, name in _named_networks())]
+    names = [*_run_ids(folder), *(f"{kind}:{name}" for kind, name in _named_networks())]
     raise ConfigError(f"source '{text}': unknown.{did_you_mean(text, names)} {_HELP}")
 
 
@@ -184,5 +187,5 @@ def paper_row(config: ExperimentConfig) -> str | None:
     return f"{task}+PSL_f" if method.gradient == "full" else f"{task}+PSL"
 
 
-def _run_ids(storage_path: Path) -> list[str]:
-    return sorted(path.parent.name for path in storage_path.expanduser().glob("*/config.yaml"))
+def _run_ids(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*/config.yaml"))

@@ -253,6 +253,24 @@ def test_batchnorm_over_all_workers_needs_equal_shares_too() -> None:
         load_config("demo-psl", ["cluster.workers=[2,4]", "training.sync_batchnorm=true"])
 
 
-def test_a_url_is_no_storage_path() -> None:
-    with pytest.raises(ConfigError, match=r"storage_path=s3://bucket/runs: must be a folder, got .* Mount the object"):
-        load_config("demo-psl", ["storage_path=s3://bucket/runs"])
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("abfs://box/runs", "must be a folder, or begin with s3://, gs://, file://, got abfs://box/runs. Mount other"),
+        ("s3://", "must be such as s3://bucket/runs"),
+        ("file://runs", "must be such as s3://bucket/runs, or file:///folder/runs, got file://runs"),
+        ("s3://bucket/a/../b", "must be such as"),
+        ("s3://KEY:SECRET@bucket/runs", "must name no key or password, since it is written into every run"),
+    ],
+)
+def test_an_address_of_no_object_store_is_refused(address: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"storage_path={address}: {message}")):
+        load_config("demo-psl", [f"storage_path={address}"])
+
+
+def test_the_address_of_an_object_store_stays_as_it_was_written(tmp_path: Path) -> None:
+    config = load_config("demo-psl", ["storage_path=s3://bucket/runs?region=eu-west-1"])
+    assert config.storage_path == "s3://bucket/runs?region=eu-west-1"
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
+    assert load_config("demo-psl", ["storage_path=~/runs"]).storage_path == Path("~/runs")

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rayssl"
 LAYERS = {
     "errors": 0,
+    "storage": 1,
+    "object_store": 1,
     "stopping": 0,
     "schema": 0,
     "losses": 1,

@@ -1,6 +1,7 @@
 """TrainRuntime: a worker of Ray Train as the science sees it."""
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import ray.train.torch
 import torch
 from ray.train.v2._internal.execution import context as train_context
 
+from rayssl.object_store import ObjectStore
 from rayssl.runtime import WorkerGroup
 from rayssl.training.checkpoints import unwritable
 
@@ -117,14 +119,24 @@ class TrainRuntime(WorkerGroup):
     """One worker of a TorchTrainer; checkpoints go through Ray, so that it can replace lost workers.
 
     Args:
-        folder: The run's folder, on a file system that all nodes see.
+        folder: The run's folder, on a file system that all nodes see, or a working copy of each node's own.
         num_threads: Threads of torch's CPU operators.
         bucket_mib: See `ClusterConfig`.
         board: Where rank 0 posts what the driver shows, and where the driver asks to stop; None: nobody looks.
+        store: Where the run is kept, if the folder is a working copy of that.
+
+    Raises:
+        CheckpointError: If the store can't be reached.
     """
 
     def __init__(
-        self, folder: Path, *, num_threads: int, board: "ray.actor.ActorHandle | None", bucket_mib: float = 25
+        self,
+        folder: Path,
+        *,
+        num_threads: int,
+        board: "ray.actor.ActorHandle | None",
+        bucket_mib: float = 25,
+        store: ObjectStore | None = None,
     ) -> None:
         torch.set_num_threads(num_threads)
         super().__init__(ray.train.torch.get_device(), bucket_mib=bucket_mib)
@@ -135,17 +147,31 @@ class TrainRuntime(WorkerGroup):
             board.join.remote(self.rank, self.world_size, ray.util.get_node_ip_address())
         # "Reporting training result N", a line an epoch, has no switch of its own.
         logging.getLogger(train_context.__file__).setLevel(logging.WARNING)
+        self._kept_in = store
+        if store is not None:
+            if self.leads_node or self.rank == 0:
+                store.pull(store.run_of(folder))
+                folder.mkdir(parents=True, exist_ok=True)
+            self.barrier()
+
+    def keep(self) -> None:
+        """Bring what rank 0 has written to the store, if there is one."""
+        if self._kept_in is not None and self.rank == 0:
+            self._kept_in.push(self.folder)
 
     def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
         """Report to Ray; with `save`, rank 0 attaches a checkpoint."""
         if save is None or self.rank != 0:
             ray.train.report(dict(metrics))
             return
+        self.keep()  # before the checkpoint, which says that it is there
         with tempfile.TemporaryDirectory() as temporary:
             save(Path(temporary) / "checkpoint")
             try:
                 ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint(str(Path(temporary) / "checkpoint")))
             except OSError as error:  # while it is copied into the run's folder
+                if self._kept_in is not None:
+                    raise self._kept_in.failure(error) from None
                 raise unwritable(self.folder / "ray", error) from None
 
     def checkpoints(self) -> Sequence[Path]:
@@ -154,8 +180,23 @@ class TrainRuntime(WorkerGroup):
         if checkpoint is None:
             return []
         newest = Path(checkpoint.path)
+        if self._kept_in is not None:
+            return self._bring_checkpoints(self._kept_in, newest.name)
         older = [path for path in newest.parent.glob("checkpoint_*") if path.name < newest.name]
         return [newest, *sorted(older, reverse=True)]
+
+    def _bring_checkpoints(self, store: ObjectStore, newest: str) -> list[Path]:
+        """The same from a store, by one worker of each node."""
+        place = self.folder / "ray"
+        names = [name for name in store.names(place) if name.startswith("checkpoint_") and name <= newest]
+        if self.leads_node:
+            for old in place.glob("checkpoint_*"):
+                if old.name not in names:
+                    shutil.rmtree(old, ignore_errors=True)
+            for name in names:
+                store.pull(place / name)
+        self.barrier()
+        return [place / name for name in sorted(names, reverse=True) if (place / name).is_dir()]
 
     def stopping(self, epoch: int, step: int) -> bool:
         """Whether the driver was told to stop."""

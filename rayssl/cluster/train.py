@@ -11,18 +11,24 @@ from rayssl.cluster.environment import enter_directory, ray_cluster
 from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, RaysslError, RunStopped, full_disk
 from rayssl.experiment import run_experiment
+from rayssl.object_store import ObjectStore, store_of
 from rayssl.report import Report
 from rayssl.runtime import Runtime, Tracker
+from rayssl.storage import StoragePath
 
 _POLL_SECONDS = 0.3
 
 
 class OnCluster(Protocol):
-    """A config that says where it runs."""
+    """A config that says where it runs, and where runs are kept."""
 
     @property
     def cluster(self) -> ClusterConfig:
         """The workers."""
+
+    @property
+    def storage_path(self) -> StoragePath:
+        """A folder, or the address of an object store."""
 
 
 Settings = TypeVar("Settings", bound=OnCluster)
@@ -58,7 +64,8 @@ def work_on_ray(
     Args:
         work: Called on each worker with the config, its runtime and, on rank 0, the tracker.
         config: The resolved settings.
-        folder: The run's folder, on a file system that all nodes see. Ray's own state lies in its `ray`.
+        folder: The run's folder, on a file system that all nodes see, or the working copy of an object store: each
+            node then has one of its own, and this one is the store's at the end. Ray's own state lies in its `ray`.
         tracking_uri: The MLflow server; None records nothing.
         show: Called in this process with what rank 0 has to show.
         asked_to_stop: Set when the workers shall stop; None: they never shall.
@@ -74,6 +81,7 @@ def work_on_ray(
     if config.cluster.is_elastic:
         # How long a group of the old size is waited for after a loss, before a smaller one is started.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    store = store_of(config.storage_path, folder)
     with ray_cluster(config.cluster):
         import ray
         import ray.train
@@ -97,13 +105,14 @@ def work_on_ray(
                 "directory": Path.cwd(),
                 "tracking_uri": tracking_uri,
                 "board": board,
+                "store": store,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
             ),
             run_config=ray.train.RunConfig(
                 name="ray",
-                storage_path=str(folder),
+                storage_path=str(folder) if store is None else store.address_of(folder),
                 callbacks=[TellLosses(board)],
                 failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -117,10 +126,13 @@ def work_on_ray(
                 _raise_mistake(ray.get(board.first_mistake.remote()))
                 raise ClusterError(
                     f"the run stopped after {settings.max_failures + 1} attempts (cluster.max_failures); the last "
-                    f"ended with: {_last_line(error)}. Its checkpoints are in {folder}; "
+                    f"ended with: {_last_line(error)}. Its checkpoints are in "
+                    f"{folder if store is None else store.address_of(folder)}; "
                     "the same command goes on from there."
                 ) from error
         _raise_mistake(ray.get(board.first_mistake.remote()))
+    if store is not None:
+        store.pull(folder)
     return result
 
 
@@ -137,16 +149,21 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
     config: OnCluster = arguments["config"]
     folder: Path = arguments["folder"]
     board = arguments["board"]
+    store: ObjectStore | None = arguments["store"]
     if ray.get(board.first_mistake.remote()) is not None:
         return None
     enter_directory(arguments["directory"])
     settings = config.cluster
-    runtime = TrainRuntime(folder, num_threads=settings.cpus_per_worker, board=board, bucket_mib=settings.bucket_mib)
-    tracker = None
-    if runtime.rank == 0 and arguments["tracking_uri"] is not None:
-        tracker = MLflowTracker.attach(folder, uri=arguments["tracking_uri"], notify=runtime.show)
     try:
-        return arguments["work"](config, runtime, tracker)
+        runtime = TrainRuntime(
+            folder, num_threads=settings.cpus_per_worker, board=board, bucket_mib=settings.bucket_mib, store=store
+        )
+        tracker = None
+        if runtime.rank == 0 and arguments["tracking_uri"] is not None:
+            tracker = MLflowTracker.attach(folder, uri=arguments["tracking_uri"], notify=runtime.show)
+        result = arguments["work"](config, runtime, tracker)
+        runtime.keep()
+        return result
     except RaysslError as error:
         ray.get(board.note_mistake.remote(type(error).__name__, str(error)))
         if isinstance(error, RunStopped):  # raised by all workers, so that none is waited for

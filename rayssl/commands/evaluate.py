@@ -17,9 +17,9 @@ def evaluate(
 ) -> None:
     """Measure SOURCE by a protocol of the papers, and set its numbers beside theirs.
 
-    SOURCE is a run (its folder, its id, or a recipe's name for its newest run), a checkpoint (RUN/stage-2), a file of
-    weights (encoder.pt), torchvision:resnet50 with weights=FILE, or random:resnet50. Dotted keys override the run's and
-    the protocol's settings:
+    SOURCE is a run (its folder, address or id, or a recipe's name for its newest run), a checkpoint (RUN/stage-2), a
+    file of weights (encoder.pt), torchvision:resnet50 with weights=FILE, or random:resnet50. Dotted keys override the
+    run's and the protocol's settings:
 
     rayssl evaluate RUN --protocol voc07_svm data.name=voc2007 data.root=DIR evaluation.blocks=[4]
 

@@ -63,10 +63,11 @@ def _check(command: tuple[str, ...]) -> None:
         return
     recipe, *overrides = [argument for argument in arguments if not argument.startswith("-")] or [""]
     config = load_config(recipe, overrides)
-    if not str(config.storage_path.expanduser()).startswith("/"):
+    if isinstance(config.storage_path, Path) and not config.storage_path.expanduser().is_absolute():
         raise ClusterError(
             f"storage_path: must be absolute for a job, since its working copy is deleted with it, got "
-            f"{config.storage_path}. Add storage_path=/FOLDER/THAT/ALL/NODES/SEE."
+            f"{config.storage_path}. Add storage_path=/FOLDER/THAT/ALL/NODES/SEE, or "
+            "storage_path=s3://BUCKET/FOLDER."
         )
 
 

@@ -1,4 +1,4 @@
-"""JPEG files by OpenCV, and reductions by torch on bytes: Pillow's pixels in about half of Pillow's time."""
+"""JPEG files by OpenCV, and reductions by torch on bytes: Pillow's pixels in about two thirds of Pillow's time."""
 
 import cv2
 import numpy as np

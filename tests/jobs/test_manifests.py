@@ -62,7 +62,7 @@ def test_the_rayjobs_command_is_one_that_its_workers_can_run() -> None:
         config.cluster.most_workers * config.cluster.gpus_per_worker == int(has["nvidia.com/gpu"]) * group["replicas"]
     )
     assert config.cluster.most_workers * config.cluster.cpus_per_worker <= int(has["cpu"]) * group["replicas"]
-    assert config.storage_path.is_absolute()
+    assert config.storage_folder.is_absolute()
 
 
 def test_all_files_name_the_ray_that_is_tested() -> None:
