@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,14 @@ class ProgressBoard:
 
     Rank 0 leaves what it has to show until the driver comes and takes it, workers leave the mistake that ended them,
     and the driver leaves word that they shall stop.
+
+    Args:
+        patience: Seconds after a loss in which new workers should have started; then it is told that none have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patience: float = 45.0) -> None:
+        self._patience = patience
+        self._lost_at: float | None = None
         self._events: list[object] = []
         self._mistake: tuple[str, str] | None = None
         self._hosts: dict[int, str] = {}
@@ -41,15 +47,23 @@ class ProgressBoard:
 
     def take(self) -> list[object]:
         """Everything since the last call."""
+        if self._lost_at is not None and time.monotonic() - self._lost_at > self._patience:
+            self._lost_at = None
+            self.post(
+                f"warning: {self._patience:.0f} s after the loss there is still no room for {len(self._hosts)} workers; "
+                "waiting. Add a node, or stop and give the command again with fewer in cluster.workers"
+            )
         events, self._events = self._events, []
         return events
 
     def join(self, rank: int, size: int, host: str) -> None:
         """A worker of a group of so many starts on a host."""
+        self._lost_at = None
         self._hosts = {other: name for other, name in self._hosts.items() if other < size} | {rank: host}
 
     def note_loss(self, failures: Mapping[int, str]) -> None:
         """The group is started again, because these workers ended so, each with the last line of its error."""
+        self._lost_at = time.monotonic()
         self.post(f"warning: {describe_loss(failures, self._hosts)}; starting again from the last checkpoint")
 
     def note_mistake(self, kind: str, message: str) -> None:

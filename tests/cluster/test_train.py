@@ -174,6 +174,20 @@ def test_all_workers_stop_at_the_first_place_that_none_has_passed() -> None:
     assert board.stops_at((1, 4))
 
 
+def test_a_group_that_finds_no_room_after_a_loss_is_told_once() -> None:
+    board = ProgressBoard(patience=0.0)
+    for rank, host in HOSTS.items():
+        board.join(rank, 2, host)
+    board.note_loss({1: "WorkerHealthCheckFailedError: actor died"})
+    first, second = board.take()
+    assert first == "warning: worker 1 (on 10.0.0.2) was lost; starting again from the last checkpoint"
+    assert "there is still no room for 2 workers" in str(second)
+    assert board.take() == []
+    board.note_loss({1: "WorkerHealthCheckFailedError: actor died"})
+    board.join(0, 2, HOSTS[0])
+    assert len(board.take()) == 1
+
+
 def ended_after_a_kill(
     command: list[str], stage: str, *, number: signal.Signals = signal.SIGKILL
 ) -> tuple[str, list[dict[str, torch.Tensor]]]:
