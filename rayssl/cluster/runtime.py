@@ -50,7 +50,7 @@ class ProgressBoard:
         if self._lost_at is not None and time.monotonic() - self._lost_at > self._patience:
             self._lost_at = None
             self.post(
-                f"warning: {self._patience:.0f} s after the loss there is still no room for {len(self._hosts)} workers; "
+                f"warning: {self._patience:.0f} s after the loss there is no room for {len(self._hosts)} workers yet; "
                 "waiting. Add a node, or stop and give the command again with fewer in cluster.workers"
             )
         events, self._events = self._events, []

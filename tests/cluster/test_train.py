@@ -181,7 +181,7 @@ def test_a_group_that_finds_no_room_after_a_loss_is_told_once() -> None:
     board.note_loss({1: "WorkerHealthCheckFailedError: actor died"})
     first, second = board.take()
     assert first == "warning: worker 1 (on 10.0.0.2) was lost; starting again from the last checkpoint"
-    assert "there is still no room for 2 workers" in str(second)
+    assert "there is no room for 2 workers yet" in str(second)
     assert board.take() == []
     board.note_loss({1: "WorkerHealthCheckFailedError: actor died"})
     board.join(0, 2, HOSTS[0])
