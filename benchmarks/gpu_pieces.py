@@ -65,7 +65,7 @@ def compare_views(scene: Scene, *, rounds: int) -> list[dict[str, object]]:
     print("views, made on the device from uint8 windows")
     for name, task in build_tasks(scene).items():
         batch = made_up_batch(scene, window=window)
-        stage = build_stage(ResNetConfig(depth=50).build(), (1, 2, 3, 4, 5), task, scene.device)
+        stage = build_stage(ResNetConfig(depth=50).build(), (1, 2, 3, 4, 5), task, scene.device, scene.side)
         contestants = {
             "views": repeated(maker_of_views(task, batch), scene.steps),
             "step": repeated(training_step(stage, make_views(task, scene), scene), scene.steps),

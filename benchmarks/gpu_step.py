@@ -187,7 +187,7 @@ def compare_with_lightly(scene: Scene, *, rounds: int) -> list[dict[str, object]
     task = build_tasks(scene)["SimCLR"]
     views = make_views(task, scene)
     view_a, view_b = views.inputs.chunk(2)
-    stage = build_stage(ResNetConfig(depth=50).build(), (1, 2, 3, 4, 5), task, scene.device)
+    stage = build_stage(ResNetConfig(depth=50).build(), (1, 2, 3, 4, 5), task, scene.device, scene.side)
     steps = {
         "ours": training_step(stage, views, scene),
         "as documented, fp32": lightly_step(view_a, view_b, lowered=False),

@@ -136,7 +136,7 @@ def shared_step(batch: int, runtime: LocalRuntime) -> Run:
     scene = Scene(CPU, SIDE, batch // runtime.world_size, "fp32")
     task = RotationConfig(copies="one").build(RotationLevel(angles=4), TaskSetting(SIDE, batch, runtime.world_size))
     torch.manual_seed(0)
-    stage = build_stage(ResNetConfig(depth=18, width=32).build(), (1, 2, 3, 4, 5), task, CPU)
+    stage = build_stage(ResNetConfig(depth=18, width=32).build(), (1, 2, 3, 4, 5), task, CPU, SIDE)
     return training_step(runtime.wrap(stage), make_views(task, scene), scene)
 
 

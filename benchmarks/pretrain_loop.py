@@ -30,6 +30,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from rayssl.backbones import lay_out
 from rayssl.config import load_config
 from rayssl.experiment import initial_encoder, local_runtime
 from rayssl.open_data import open_data
@@ -121,7 +122,9 @@ def build_ours(folder: Path, precision: str, options: argparse.Namespace) -> Con
     config = load_config(recipe)
     runtime = local_runtime(config, folder / precision)
     pictures = open_data(config, runtime.folder).train
-    method = config.method.build(initial_encoder(config), config.task_setting(), seed=config.seed)
+    encoder = initial_encoder(config)
+    lay_out(encoder, config.data.image_size)
+    method = config.method.build(encoder, config.task_setting(), seed=config.seed)
     plan = method.prepare(0, pictures, runtime, optimizer=config.optimizer)
     epochs: Iterator[dict[str, float]] = train_stage(
         plan.stage,

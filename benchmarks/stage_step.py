@@ -19,7 +19,7 @@ from common import interleaved_seconds, print_machine, print_rows, row
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rayssl.backbones import AnyBackbone, Backbone, ResNetConfig
+from rayssl.backbones import AnyBackbone, Backbone, ResNetConfig, lay_out
 from rayssl.data.augment import Draws
 from rayssl.data.loaders import Batch
 from rayssl.tasks import PretextTask, RotationConfig, RotationLevel, TaskSetting, Views
@@ -124,7 +124,7 @@ def measure_stages(
     for name, blocks in STAGES.items():
         flops[name] = count_flops(plain or backbone, blocks, task, scene)
         torch.manual_seed(0)
-        stage = build_stage(backbone.build(), blocks, task, scene.device)
+        stage = build_stage(backbone.build(), blocks, task, scene.device, scene.side)
         steps[name] = training_step(stage, views, scene)
         peaks[name] = peak_mebibytes(steps[name], scene.device)
     seconds = interleaved_seconds({name: repeated(step, scene.steps) for name, step in steps.items()}, rounds=rounds)
@@ -150,12 +150,14 @@ def made_up_batch(scene: Scene, *, window: int | None = None) -> Batch:
     )
 
 
-def build_stage(backbone: Backbone, blocks: Sequence[int], task: PretextTask, device: torch.device) -> Stage:
+def build_stage(backbone: Backbone, blocks: Sequence[int], task: PretextTask, device: torch.device, side: int) -> Stage:
     """The stage that trains these blocks, ready on the device, as `PSL.prepare` makes it."""
     for number, block in enumerate(backbone.blocks, start=1):
         block.requires_grad_(number in blocks)
-    backbone.to(device).to(memory_format=torch.channels_last)
-    return Stage(backbone, blocks, task).to(device).to(memory_format=torch.channels_last).train()
+    lay_out(backbone.to(device), side)
+    stage = Stage(backbone, blocks, task).to(device)
+    stage.head.to(memory_format=torch.channels_last)
+    return stage.train()
 
 
 def training_step(stage: nn.Module, views: Views, scene: Scene) -> Callable[[], Tensor]:
@@ -198,7 +200,7 @@ def count_flops(backbone: AnyBackbone, blocks: Sequence[int], task: PretextTask,
     can't count that.
     """
     few = replace(scene, batch=16)
-    stage = build_stage(backbone.build(), blocks, task, scene.device)
+    stage = build_stage(backbone.build(), blocks, task, scene.device, scene.side)
     views = make_views(task, few)
     with FlopCounterMode(display=False) as counter:
         stage(views.inputs, views.targets).loss.backward()

@@ -138,7 +138,7 @@ def test_a_stage_trains_its_own_blocks_and_no_others() -> None:
     scene = stage_step.Scene(torch.device("cpu"), 32, 4, "fp32")
     backbone = ResNetConfig(depth=18, width=4).build()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    stage = stage_step.build_stage(backbone, (2, 3, 4), task, scene.device)
+    stage = stage_step.build_stage(backbone, (2, 3, 4), task, scene.device, scene.side)
     loss = stage_step.training_step(stage, stage_step.make_views(task, scene), scene)()
     assert loss.isfinite()
     moved = {name.split(".")[0] for name, tensor in backbone.state_dict().items() if not tensor.equal(before[name])}
