@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +287,9 @@ def _truncate(place: Place, arguments: list[str], moment: Moment) -> Attempt:
         with newest.open("r+b") as file:
             file.truncate(newest.stat().st_size // 2)
 
-    return _end_and_repeat(place, arguments, moment, signal.SIGKILL, before_repeating=cut)
+    # Late enough for two checkpoints to be there: with a single one, damaged, there is nothing to go on from.
+    later = replace(moment, after_epoch=max(3, moment.after_epoch))
+    return _end_and_repeat(place, arguments, later, signal.SIGKILL, before_repeating=cut)
 
 
 def _stop_server(place: Place, arguments: list[str], moment: Moment) -> Attempt:
