@@ -5,13 +5,14 @@ from torch import Tensor, nn
 
 from rayssl.backbones.base import Backbone
 
-_TINY = 4
-"""Maps of so many pixels a side, or fewer, are quicker channels first on CPUs: a 3x3 convolution of 512 channels on
-2x2 maps takes a third of the time, a step of ResNet-18 on 64 px a fifth less (benchmarks/pretrain_loop.py)."""
+_TINY, _WIDE = 4, 256
+"""Maps of at most so many pixels a side, and at least so many channels, are quicker channels first on CPUs: a 3x3
+convolution of 512 channels on 2x2 maps takes a third of the time, a step of ResNet-18 on 64 px 15 % less
+(benchmarks/pretrain_loop.py). With 128 channels it is the other way round."""
 
 
 def lay_out(encoder: Backbone, image_size: int) -> None:
-    """Put an encoder's weights channels last, but for blocks with tiny maps on a CPU; at most once for each encoder.
+    """Put an encoder's weights channels last, but for blocks with tiny and deep maps on a CPU; once an encoder.
 
     Args:
         encoder: On the device where it is to run.
@@ -20,8 +21,10 @@ def lay_out(encoder: Backbone, image_size: int) -> None:
     encoder.to(memory_format=torch.channels_last)
     if next(encoder.parameters()).device.type != "cpu":
         return
-    for block, side in zip(encoder.blocks, _map_sides(encoder, image_size), strict=True):
-        if side <= _TINY:
+    for block, channels, side in zip(
+        encoder.blocks, encoder.block_channels, _map_sides(encoder, image_size), strict=True
+    ):
+        if side <= _TINY and channels >= _WIDE:
             block.to(memory_format=torch.contiguous_format)
             # Convolutions take the layout of their input, or of their weights, if either is channels last.
             block.register_forward_pre_hook(_channels_first)

@@ -19,10 +19,11 @@ def is_channels_last(block: nn.Module) -> bool:
 @pytest.mark.parametrize(
     ("config", "image_size", "tiny"),
     [
-        (ResNetConfig(depth=18, width=16, stem="small"), 32, [False, False, False, False, True]),
-        (ResNetConfig(depth=18, width=16), 64, [False, False, False, True, True]),
-        (ResNetConfig(depth=18, width=16), 224, [False] * 5),
-        (RevNetConfig(depth=50, width=16), 64, [False, False, False, True, True]),
+        (ResNetConfig(depth=18, width=16, stem="small"), 32, [False] * 5),
+        (ResNetConfig(depth=18, width=32, stem="small"), 32, [False, False, False, False, True]),
+        (ResNetConfig(depth=18, width=64), 64, [False, False, False, True, True]),
+        (ResNetConfig(depth=18, width=32), 224, [False] * 5),
+        (RevNetConfig(depth=50, width=32), 64, [False, False, False, True, True]),
     ],
 )
 def test_tiny_maps_are_computed_channels_first_to_the_same_result(
