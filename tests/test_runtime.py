@@ -152,6 +152,7 @@ def work_as_one_of_two(rank: int, folder: str) -> None:
     }
     torch.save(results, f"{folder}/rank{rank}.pt")
     distributed.barrier()  # none leaves while another one still talks to it
+    del wrapped  # its threads must not outlive the group, or the process now and then ends by an abort
     distributed.destroy_process_group()
 
 
