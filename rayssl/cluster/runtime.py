@@ -19,6 +19,7 @@ from rayssl.runtime import WorkerGroup
 from rayssl.training.checkpoints import unwritable
 
 _LOST = ("WorkerHealthCheck", "ActorDied", "ActorUnavailable", "NodeDied", "WorkerCrashed")
+_CUT = ("connection closed", "connection reset", "broken pipe")
 _WAITED = ("timed out", "timeout")
 
 
@@ -105,6 +106,8 @@ def describe_loss(failures: Mapping[int, str], hosts: Mapping[int, str]) -> str:
     if lost:
         return f"{name(lost)} was lost"
     silent = [rank for rank in hosts if rank not in failures]
+    if silent and any(word in text.lower() for text in failures.values() for word in _CUT):
+        return f"{name(silent)} was lost"
     if silent and any(word in text.lower() for text in failures.values() for word in _WAITED):
         return f"{name(silent)} does not answer any more, the others have waited for cluster.timeout_s"
     rank, text = min(failures.items())

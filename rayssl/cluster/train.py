@@ -80,7 +80,7 @@ def work_on_ray(
     """
     if config.cluster.is_elastic:
         # How long a group of the old size is waited for after a loss, before a smaller one is started.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     store = store_of(config.storage_path, folder)
     with ray_cluster(config.cluster):
         import ray

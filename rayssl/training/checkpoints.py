@@ -131,7 +131,7 @@ def load_checkpoint(folder: Path, *, device: torch.device | str = "cpu") -> Chec
     except (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{folder}: can't be read ({reason}). Delete this folder to go on from the checkpoint before it, "
+            f"{folder}: can't be read ({reason}). The checkpoint before it may do: delete this folder, "
             "or start over with --fresh."
         ) from None
 

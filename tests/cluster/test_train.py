@@ -156,6 +156,7 @@ HOSTS = {0: "10.0.0.1", 1: "10.0.0.2"}
             {0: "RuntimeError: Timed out waiting 60000ms for recv operation"},
             "worker 1 (on 10.0.0.2) does not answer any more, the others have waited for cluster.timeout_s",
         ),
+        ({1: "RuntimeError: Connection closed by peer [10.0.0.1]:51081"}, "worker 0 (on 10.0.0.1) was lost"),
         ({1: "ValueError: a bug"}, "worker 1 (on 10.0.0.2) failed: ValueError: a bug"),
         ({2: "ValueError: a bug"}, "worker 2 (on an unknown node) failed: ValueError: a bug"),
     ],
