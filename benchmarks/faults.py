@@ -125,6 +125,7 @@ class Command:
     def __init__(self, place: Place, arguments: list[str]) -> None:
         environment = {**os.environ, "RAY_ADDRESS": place.cluster.address, "MLFLOW_TRACKING_URI": place.tracking_uri}
         environment["PYTHONUNBUFFERED"] = "1"
+        self.arguments = arguments
         command = [sys.executable, "-m", "rayssl", "pretrain", *arguments]
         self.process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -432,10 +433,10 @@ def _left_over(place: Place) -> int:
 
 def _finished(command: Command, start: float) -> Attempt:
     code = command.finish()
-    return Attempt(_run_folder(command.process.args[4:]), code, time.monotonic() - start, command.lines)  # type: ignore[index]
+    return Attempt(_run_folder(command.arguments), code, time.monotonic() - start, command.lines)
 
 
-def _run_folder(arguments: Any) -> Path:
+def _run_folder(arguments: list[str]) -> Path:
     """The folder of the run that a command made."""
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     return max(Path(given["storage_path"]).glob(f"{given['name']}-*"), key=lambda path: path.stat().st_mtime)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 from common import interleaved_seconds, print_machine, print_rows, row, skipped
-from gpu_step import build_tasks
+from gpu_step import build_tasks, step_options
 from stage_step import Scene, build_stage, made_up_batch, make_views, repeated, training_step
 from torch import Tensor
 
@@ -47,14 +47,9 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch", type=int, default=128, help="pictures a step")
-    parser.add_argument("--side", type=int, default=224, help="of the views, in pixels")
-    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each contestant")
-    parser.add_argument("--steps", type=int, default=10, help="steps of a turn")
+    parser = step_options(__doc__)
     parser.add_argument("--rows", type=int, default=200_000, help="of the features that are clustered")
     parser.add_argument("--dim", type=int, default=2048, help="their dimensions")
-    parser.add_argument("--device", default="cuda")
     return parser.parse_args()
 
 

@@ -76,13 +76,18 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    return step_options(__doc__).parse_args()
+
+
+def step_options(description: str | None) -> argparse.ArgumentParser:
+    """What the programs that time steps on a GPU can be told."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=128, help="pictures a step")
     parser.add_argument("--side", type=int, default=224, help="of the views, in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each contestant")
     parser.add_argument("--steps", type=int, default=10, help="steps of a turn")
     parser.add_argument("--device", default="cuda")
-    return parser.parse_args()
+    return parser
 
 
 def build_tasks(scene: Scene) -> dict[str, PretextTask]:
