@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rayssl"
 LAYERS = {
+    "addresses": 0,
     "errors": 0,
     "storage": 1,
     "object_store": 1,
