@@ -14,7 +14,7 @@ from rayssl.config import ExperimentConfig
 from rayssl.errors import ConfigError
 from rayssl.object_store import ObjectStore, open_store
 from rayssl.recipe_file import to_yaml
-from rayssl.storage import LOCK, StoragePath, is_address, parse_storage_path, split_run_address
+from rayssl.storage import LOCK, StoragePath, in_job, is_address, lasting, parse_storage_path, split_run_address
 
 _CONFIG = "config.yaml"
 _REPORT = "report.json"
@@ -92,8 +92,10 @@ def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
         fresh: Take a new folder even if the newest one is not finished; the old one is left as it is.
 
     Raises:
-        ConfigError: If the folder can't be made, or the object store can't be written.
+        ConfigError: If the folder can't be made or would not outlive a job, or the object store can't be written.
     """
+    if in_job():
+        lasting(config.storage_path)
     base, store = _base(config), open_store(config.storage_path)
     if store is not None:
         store.check()

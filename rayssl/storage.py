@@ -55,6 +55,24 @@ def checked_address(address: str) -> str:
     return urlunsplit(parts._replace(path=parts.path.rstrip("/")))
 
 
+def lasting(storage_path: StoragePath) -> None:
+    """Refuse a folder that is deleted with a Ray job: what is relative lies in the job's working copy.
+
+    Raises:
+        ConfigError: If it is a relative path.
+    """
+    if isinstance(storage_path, Path) and not storage_path.expanduser().is_absolute():
+        raise ConfigError(
+            f"storage_path: must be absolute for a job, since its working copy is deleted with it, got {storage_path}. "
+            "Add storage_path=/FOLDER/THAT/ALL/NODES/SEE, or storage_path=s3://BUCKET/FOLDER."
+        )
+
+
+def in_job() -> bool:
+    """Whether this process is the command of a Ray job, which starts in a copy of what was submitted."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def address_of(address: str, *names: str) -> str:
     """The address of something in a store."""
     parts = urlsplit(address)

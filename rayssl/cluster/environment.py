@@ -3,7 +3,9 @@
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +13,11 @@ from pathlib import Path
 from rayssl.config import ClusterConfig
 from rayssl.errors import ClusterError
 
+_ONE_NODE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's name for whether nodes of other machines may join, on any system."""
 _KNOCK_SECONDS = 10
+_ROOM_SECONDS = 60.0
+"""How long a running cluster that is too small is waited for: a node may just be replaced, or not have joined yet."""
 
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report costs one poll of the controller: 2 s by default
@@ -39,13 +45,14 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, on loopback
+    if address is None and "ray" not in sys.modules:
+        _import_for_one_node()
     import ray
+    from ray.exceptions import AuthenticationError
 
     sigterm = signal.getsignal(signal.SIGTERM)
     if ray.is_initialized():  # the caller's own
-        _check_size(config)
+        _check_size(config, patience=0.0)
         yield
         return
     try:
@@ -60,21 +67,32 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
                 log_to_driver=False,
             )
         else:
-            _knock(address)
+            knock(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    except AuthenticationError:
+        raise ClusterError(f"cluster.address: {no_token(str(address))}") from None
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ClusterError(
-            f"cluster.address: no Ray cluster can be reached at '{address}' ({reason}). "
-            "Give HOST:PORT of a running head (`ray start --head`), or leave it out to start one on this machine."
-        ) from None
+        raise _unreachable(address, error) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, sigterm)  # Ray puts one of its own in its place, which ends the process at once
     try:
-        _check_size(config)
+        _check_size(config, patience=0.0 if address is None else _ROOM_SECONDS)
         yield
     finally:
         ray.shutdown()
+
+
+def _import_for_one_node() -> None:
+    """Import Ray so that a cluster which this process starts for itself stays on loopback.
+
+    Ray would listen on all of the machine's addresses otherwise, and let in whoever reaches them. If it was imported
+    before, its own default stays: a cluster that wants a token.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault(_ONE_NODE, "0")
+    import ray  # noqa: F401  reads the variable, which is not meant for processes that this one starts
+
+    del os.environ[_ONE_NODE]
 
 
 def enter_directory(directory: Path) -> None:
@@ -100,23 +118,63 @@ def cluster_size(address: str) -> tuple[int, float, float]:
         return sum(node["Alive"] for node in ray.nodes()), has.get("CPU", 0), has.get("GPU", 0)
 
 
-def _knock(address: str) -> None:
-    """Open a connection to HOST:PORT and close it: Ray itself tries for minutes before it says that nobody is there."""
+def knock(address: str) -> None:
+    """Open a connection to HOST:PORT and close it: Ray itself tries for minutes before it says that nobody is there.
+
+    Raises:
+        OSError: If nobody answers; of an address without a port nothing is known.
+    """
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
-def _check_size(config: ClusterConfig) -> None:
-    """Refuse what would wait for ever: more CPUs or GPUs than all nodes have."""
+def no_token(address: str) -> str:
+    """What to tell somebody whom a cluster refuses."""
+    return (
+        f"Ray at {address} refuses the token, or wants one. Set RAY_AUTH_MODE=token and put the cluster's token into "
+        "~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH."
+    )
+
+
+def _unreachable(address: str | None, error: Exception) -> ClusterError:
+    """What to tell of a cluster that can't be joined, or started."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    if address is None:
+        return ClusterError(f"Ray can't be started on this machine: {lines[0]}. `rayssl doctor` looks for the reason.")
+    if "version mismatch" in lines[0].lower():
+        versions = " ".join(line for line in lines if line)
+        return ClusterError(
+            f"cluster.address: {versions} Install the cluster's versions here (pip install 'ray==VERSION'), or submit "
+            "the command as a job: rayssl submit --address http://HEAD:8265 -- ..."
+        )
+    return ClusterError(
+        f"cluster.address: no Ray cluster can be reached at '{address}' ({lines[0]}). "
+        "Give HOST:PORT of a running head (`ray start --head`), or leave it out to start one on this machine."
+    )
+
+
+def _check_size(config: ClusterConfig, *, patience: float) -> None:
+    """Refuse what would wait for ever: more CPUs or GPUs than all nodes have, also after so many seconds."""
     import ray
 
-    has = ray.cluster_resources()
+    deadline = time.monotonic() + patience
+    while (lack := _lacking(config, ray.cluster_resources())) is not None:
+        if time.monotonic() >= deadline:
+            waited = f", also after {patience:.0f} s" if patience else ""
+            resource, each, wanted, has = lack
+            raise ClusterError(
+                f"cluster.workers: {config.least_workers} workers with {each:g} {resource}s each need {wanted:g}, the "
+                f"cluster has {has:g}{waited}. Lower cluster.workers or cluster.{resource.lower()}s_per_worker, or "
+                "add nodes."
+            )
+        time.sleep(1)
+
+
+def _lacking(config: ClusterConfig, has: dict[str, float]) -> tuple[str, float, float, float] | None:
+    """The first resource of which there is too little: its name, how much a worker, all of them and all nodes have."""
     for resource, each in (("CPU", float(config.cpus_per_worker)), ("GPU", config.gpus_per_worker)):
         wanted = config.least_workers * each
         if wanted > has.get(resource, 0):
-            raise ClusterError(
-                f"cluster.workers: {config.least_workers} workers with {each:g} {resource}s each need {wanted:g}, the "
-                f"cluster has {has.get(resource, 0):g}. Lower cluster.workers or "
-                f"cluster.{resource.lower()}s_per_worker, or add nodes."
-            )
+            return resource, each, wanted, has.get(resource, 0)
+    return None

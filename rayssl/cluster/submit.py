@@ -3,21 +3,30 @@
 import asyncio
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+from rayssl.addresses import has_secret
+from rayssl.cluster.environment import knock, no_token
 from rayssl.errors import ClusterError
 
 _EXCLUDES = [
     *("/.git", "/.venv", "/venv", "/runs", "/data", "/mlruns", "/mlartifacts", "/docs", "/dist", "/build"),
     *("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "*.egg-info", "*.pt", "*.pth", "*.npz", "*.db"),
-    *("*.jpg", "*.jpeg", "*.JPEG", "*.png", "*.zip", "*.tar", "*.gz", "*.xz"),
+    *("*.jpg", "*.jpeg", "*.JPEG", "*.png", "*.zip", "*.tar", "*.gz", "*.xz", "*.npy", ".env", ".env.*"),
 ]
-"""What a job never needs of the working tree: data, caches and results."""
-_PASSED_ON = ("MLFLOW_", "RAY_AUTH_MODE")
+"""What a job never needs of the working tree: data, caches, results and secrets."""
 _SECRETS = ("TOKEN", "PASSWORD", "SECRET", "KEY")
+_STOP_SECONDS = 40
+"""Seconds between SIGTERM and SIGKILL when a job is stopped, 3 by Ray's default: a checkpoint may take 25 of them."""
+_RECONNECT_SECONDS = 60.0
+"""How long a job's output is asked for again after the connection broke."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,20 @@ class Job:
     command: str
     exit_code: int | None
     """Of the command; None while it runs, or if it never began."""
+    message: str = ""
+    """What Ray says of its end, such as that its environment could not be set up."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, one way or the other."""
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+    @property
+    def exit_status(self) -> int:
+        """The command's exit code as a shell gives it: 128 + N after signal N, 143 if it was stopped."""
+        if self.exit_code is not None:
+            return self.exit_code if self.exit_code >= 0 else 128 - self.exit_code
+        return {"SUCCEEDED": 0, "STOPPED": 143}.get(self.status, 1)
 
 
 class Cluster:
@@ -45,6 +68,7 @@ class Cluster:
     def __init__(self, address: str) -> None:
         self.address = address
         with _in_plain_words(address):
+            knock(urlsplit(address).netloc)
             from ray.job_submission import JobSubmissionClient
 
             self._client = JobSubmissionClient(address)
@@ -65,7 +89,7 @@ class Cluster:
         Raises:
             ClusterError: If the cluster refuses it, or the working tree is too large to be sent.
         """
-        environment = passed_on(os.environ)
+        environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS), **passed_on(os.environ)}
         package = Path(__file__).parent.parent
         runtime_env = {
             "working_dir": str(working_dir),
@@ -80,15 +104,47 @@ class Cluster:
             )
 
     def follow(self, job_id: str, show: Callable[[str], None]) -> Job:
-        """Show a job's output as it comes, until it ends; gives how it ended."""
+        """Show a job's output as it comes, until it ends; gives how it ended.
+
+        A connection that breaks is made again, and what was shown is not shown twice.
+
+        Raises:
+            ClusterError: If there is no such job, or the cluster does not answer for a minute; the job goes on.
+        """
+        import aiohttp
+
+        shown = 0
 
         async def tail() -> None:
+            nonlocal shown
+            position = 0
             async for text in self._client.tail_job_logs(job_id):
-                show(text)
+                new = text[max(0, shown - position) :]
+                position += len(text)
+                shown = max(shown, position)
+                if new:
+                    show(new)
 
-        with _in_plain_words(self.address):
-            asyncio.run(tail())
-        return self.find(job_id)
+        job = self.find(job_id)
+        answered = time.monotonic()
+        while True:
+            try:
+                asyncio.run(tail())
+                job = self.find(job_id)
+                answered = time.monotonic()
+            except (aiohttp.ClientError, ClusterError, OSError, RuntimeError) as error:
+                if time.monotonic() - answered > _RECONNECT_SECONDS:
+                    reason = next(iter(str(error).splitlines()), type(error).__name__)
+                    raise ClusterError(
+                        f"the connection to {self.address} is lost ({reason}). Job {job_id} may go on without it; "
+                        f"follow it with: rayssl jobs --address {self.address} logs --follow {job_id}"
+                    ) from None
+                # The last words of a job that has ended may be all that is missing.
+                time.sleep(1)
+                continue
+            if job.is_over:
+                return job
+            time.sleep(1)
 
     def find(self, job_id: str) -> Job:
         """One job.
@@ -98,17 +154,14 @@ class Cluster:
         """
         with _in_plain_words(self.address):
             info = self._client.get_job_info(job_id)
-        return Job(job_id, str(info.status.value), info.entrypoint, info.driver_exit_code)
+        return _job(job_id, info)
 
     def jobs(self) -> list[Job]:
         """All submitted jobs, the newest last."""
         with _in_plain_words(self.address):
             found = [info for info in self._client.list_jobs() if info.submission_id]
         found.sort(key=lambda info: info.start_time or 0)
-        return [
-            Job(str(info.submission_id), str(info.status.value), info.entrypoint, info.driver_exit_code)
-            for info in found
-        ]
+        return [_job(str(info.submission_id), info) for info in found]
 
     def logs(self, job_id: str) -> str:
         """What a job has printed so far."""
@@ -121,8 +174,12 @@ class Cluster:
             self._client.stop_job(job_id)
 
 
-def passed_on(environment: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
-    """The variables that a job is given: MLflow's and Ray's way of logging in, but no secret.
+def _job(job_id: str, info: Any) -> Job:
+    return Job(job_id, str(info.status.value), info.entrypoint, info.driver_exit_code, info.message or "")
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a job is given: MLflow's, and Ray's way of logging in, but no secret.
 
     A job's environment can be read by everybody who sees the cluster's dashboard; secrets belong into the cluster's
     own.
@@ -130,13 +187,17 @@ def passed_on(environment: "os._Environ[str] | dict[str, str]") -> dict[str, str
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_PASSED_ON) and not any(word in name for word in _SECRETS)
+        if name == "RAY_AUTH_MODE" or (name.startswith("MLFLOW_") and not _is_secret(name, value))
     }
 
 
-def withheld(environment: "os._Environ[str] | dict[str, str]") -> list[str]:
-    """Names of the variables that are not passed on because they are secrets."""
-    return sorted(name for name in environment if name.startswith("MLFLOW_") and any(word in name for word in _SECRETS))
+def withheld(environment: Mapping[str, str]) -> list[str]:
+    """Names of MLflow's variables that are not passed on because they are secrets, or addresses with one in them."""
+    return sorted(name for name, value in environment.items() if name.startswith("MLFLOW_") and _is_secret(name, value))
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return any(word in name for word in _SECRETS) or has_secret(value)
 
 
 @contextmanager
@@ -147,22 +208,14 @@ def _in_plain_words(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError:
-        raise ClusterError(_no_token(address)) from None
-    except ConnectionError:
+        raise ClusterError(no_token(address)) from None
+    except (ConnectionError, TimeoutError, socket.gaierror):
         raise ClusterError(
             f"--address: nobody answers at {address}. Give http://HOST:PORT of a running head's dashboard (8265 by "
             "default; `ray start --head --dashboard-host=...` prints it)."
         ) from None
+    except KeyError:
+        raise ClusterError(f"--address: {address} answers, but not as a Ray dashboard does.") from None
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip()
-        if "401" in reason or "403" in reason:
-            raise ClusterError(_no_token(address)) from None
-        first = next(iter(reason.splitlines()), type(error).__name__)
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ClusterError(f"Ray at {address}: {first}") from None
-
-
-def _no_token(address: str) -> str:
-    return (
-        f"Ray at {address}: refuses the token, or wants one. Set RAY_AUTH_MODE=token and put the cluster's token into "
-        "~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH."
-    )

@@ -31,6 +31,7 @@ def evaluate(
     """
     from rayssl.evaluate_config import load_evaluation
     from rayssl.recipe_file import to_yaml
+    from rayssl.storage import in_job, lasting
 
     flags = [*([f"seeds={seeds}"] if seeds is not None else []), *(["sanity=true"] if sanity else [])]
     config, found, notes = load_evaluation(source, protocol, [*overrides, *flags])
@@ -39,6 +40,8 @@ def evaluate(
     if show_only:
         click.echo(to_yaml(config), nl=False)
         return
+    if in_job() and found.run_folder is None:
+        lasting(config.storage_path)
     from rayssl.evaluation_report import HEADER
     from rayssl.launch_evaluation import evaluate
     from rayssl.progress import Display

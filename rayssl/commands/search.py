@@ -21,11 +21,14 @@ def search(study: Path, overrides: tuple[str, ...], resume: bool, dry_run: bool)
     from rayssl.cluster.tune import trials_at_a_time
     from rayssl.search_display import SearchDisplay, print_plan, print_result, wide_console
     from rayssl.search_space import load_study
+    from rayssl.storage import in_job, lasting
 
     loaded = load_study(study, overrides)
     if dry_run:
         print_plan(loaded, at_a_time=trials_at_a_time(loaded), console=wide_console())
         return
+    if in_job():
+        lasting(loaded.base.storage_path)
     from rayssl.launch import mlflow_command
     from rayssl.search import search
 

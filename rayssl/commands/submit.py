@@ -2,10 +2,15 @@
 
 import os
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from rayssl.cluster.submit import Job
 
 _ADDRESS = click.option(
     "--address",
@@ -32,9 +37,13 @@ def submit(address: str, no_wait: bool, python: str, command: tuple[str, ...]) -
     cluster = Cluster(address)
     here = version("ray")
     if here.split(".")[:2] != cluster.ray_version.split(".")[:2]:
-        click.echo(f"note: the cluster runs Ray {cluster.ray_version}, this machine {here}", err=True)
+        click.echo(
+            f"note: the cluster runs Ray {cluster.ray_version}, this machine {here}; if the job can't be understood "
+            f"there, install ray=={cluster.ray_version} here",
+            err=True,
+        )
     for name in withheld(os.environ):
-        click.echo(f"note: {name} is a secret and not sent with the job; set it on the cluster", err=True)
+        click.echo(f"note: {name} holds a secret and is not sent with the job; set it on the cluster", err=True)
     job_id = cluster.submit(command, working_dir=Path.cwd(), python=python)
     click.echo(f"job {job_id} on {address}")
     if no_wait:
@@ -45,36 +54,59 @@ def submit(address: str, no_wait: bool, python: str, command: tuple[str, ...]) -
     except KeyboardInterrupt:
         _leave_or_stop(address, job_id)
         sys.exit(130)
-    click.echo(f"job {job_id} {job.status.lower()}")
-    sys.exit(job.exit_code if job.exit_code is not None else int(job.status != "SUCCEEDED"))
+    _tell_end(job)
+
+
+def _tell_end(job: "Job") -> NoReturn:
+    """Say how a job ended, and leave with its exit code."""
+    click.echo(f"job {job.id} {job.status.lower()}")
+    if job.exit_code is None and job.status == "FAILED":
+        click.echo(f"error: {job.message}", err=True)
+    sys.exit(job.exit_status)
 
 
 def _check(command: tuple[str, ...]) -> None:
-    """Find a recipe's mistakes here, before the cluster is asked for anything."""
+    """Find mistakes here, before the cluster is asked for anything."""
     from rayssl.cli import cli
     from rayssl.config import load_config
-    from rayssl.errors import ClusterError, ConfigError
+    from rayssl.errors import ConfigError
     from rayssl.recipe_file import did_you_mean
+    from rayssl.search_space import load_study
+    from rayssl.storage import is_address, lasting, parse_storage_path
 
     name, *arguments = command
-    if name not in cli.commands:
-        raise ConfigError(f"command '{name}': unknown.{did_you_mean(name, list(cli.commands))}")
-    if name != "pretrain":
-        return
-    recipe, *overrides = [argument for argument in arguments if not argument.startswith("-")] or [""]
-    config = load_config(recipe, overrides)
-    if isinstance(config.storage_path, Path) and not config.storage_path.expanduser().is_absolute():
-        raise ClusterError(
-            f"storage_path: must be absolute for a job, since its working copy is deleted with it, got "
-            f"{config.storage_path}. Add storage_path=/FOLDER/THAT/ALL/NODES/SEE, or "
-            "storage_path=s3://BUCKET/FOLDER."
+    if name not in cli.commands or name in ("submit", "jobs"):
+        known = [each for each in cli.commands if each not in ("submit", "jobs")]
+        raise ConfigError(f"command '{name}': unknown, or none that a job can run.{did_you_mean(name, known)}")
+    what, *overrides = [argument for argument in arguments if not argument.startswith("-")] or [""]
+    if name in ("pretrain", "search"):
+        _check_sent_along(what)
+        recipe = load_config(what, overrides) if name == "pretrain" else load_study(what, overrides).base
+        lasting(recipe.storage_path)
+    elif name == "evaluate" and not (Path(what).is_absolute() or is_address(what)):
+        given = [text.removeprefix("storage_path=") for text in overrides if text.startswith("storage_path=")]
+        lasting(parse_storage_path((given or ["runs"])[-1]))
+
+
+def _check_sent_along(file: str) -> None:
+    """A recipe or a study that is a file must be in the working directory, which is all that a job is sent."""
+    from rayssl.errors import ConfigError
+
+    path = Path(file)
+    if path.suffix in (".yaml", ".yml") and not path.is_absolute() and not path.resolve().is_relative_to(Path.cwd()):
+        raise ConfigError(
+            f"'{file}': lies outside of {Path.cwd()}, which is sent along. Copy it here, or give the absolute path "
+            "that it has on the cluster."
         )
 
 
 def _leave_or_stop(address: str, job_id: str) -> None:
+    """After Ctrl-C: another one, or any doubt, leaves the job as it is."""
     from rayssl.cluster.submit import Cluster
 
-    stop = sys.stdin.isatty() and click.confirm(f"\nstop job {job_id} (otherwise it goes on)?", default=False)
+    stop = False
+    with suppress(click.Abort, KeyboardInterrupt):
+        stop = sys.stdin.isatty() and click.confirm(f"\nstop job {job_id} (otherwise it goes on)?", default=False)
     if stop:
         Cluster(address).stop(job_id)
         click.echo("stopping; the same command goes on from the last checkpoint")
@@ -112,8 +144,11 @@ def logs(address: str, job_id: str, follow: bool) -> None:
     if not follow:
         click.echo(cluster.logs(job_id), nl=False)
         return
-    job = cluster.follow(job_id, lambda text: click.echo(text, nl=False))
-    sys.exit(job.exit_code if job.exit_code is not None else int(job.status != "SUCCEEDED"))
+    try:
+        _tell_end(cluster.follow(job_id, lambda text: click.echo(text, nl=False)))
+    except KeyboardInterrupt:
+        click.echo(f"job {job_id} goes on", err=True)
+        sys.exit(130)
 
 
 @jobs.command()
