@@ -20,7 +20,7 @@ from rayssl.methods import Method
 from rayssl.open_data import OpenPictures, drop_node_cache, open_data
 from rayssl.recipe_file import flatten
 from rayssl.report import Report
-from rayssl.run_state import KeptRuntime, record_again, restore_state, write_state
+from rayssl.run_state import KeptRuntime, record_again, restore_state, snapshot
 from rayssl.runs import open_run
 from rayssl.runtime import EpochDone, LocalRuntime, NullTracker, Runtime, Tracker
 from rayssl.training.checkpoints import Checkpoint, Cursor
@@ -140,7 +140,8 @@ def run_stage(
         stage.head.load_state_dict(resume.head)
         optimizer.load_state_dict(resume.optimizer)
     start = resume.cursor if resume is not None else Cursor(index)
-    save = partial(write_state, config=config, method=method, history=history)
+    take = partial(snapshot, config=config, method=method, history=history)
+    leads = runtime.rank == 0
     child = tracker.child(method.name_of(index))
     child.log_params(method.settings_of(index))
     for record in (tracker, child):
@@ -173,13 +174,15 @@ def run_stage(
                 runtime.show(EpochDone(history[-1], method.num_stages, schedule.epochs_run))
                 for remark in (*collapse_warnings(metrics), *method.remarks(index, metrics)):
                     runtime.show(f"warning: {remark}")
-                save_here = partial(save, cursor=Cursor(index, epoch), stage=stage, optimizer=optimizer)
                 if not last:
-                    runtime.report(metrics, save_here if epoch % config.training.checkpoint_every == 0 else None)
+                    due = leads and epoch % config.training.checkpoint_every == 0
+                    here = Cursor(index, epoch)
+                    save = take(cursor=here, stage=stage, optimizer=optimizer) if due else None
+                    runtime.report(metrics, save, in_background=True)
         except StageStopped as stop:
-            cursor = Cursor(index, stop.epoch, stop.step)
-            save_here = partial(save, cursor=cursor, stage=stage, optimizer=optimizer, unfinished=stop.unfinished)
-            runtime.report(history[-1] if history else {}, save_here)
+            here = Cursor(index, stop.epoch, stop.step)
+            save = take(cursor=here, stage=stage, optimizer=optimizer, unfinished=stop.unfinished) if leads else None
+            runtime.report(history[-1] if history else {}, save)
             raise RunStopped(
                 f"stopped in stage {index + 1}, epoch {schedule.epochs_before + stop.epoch + 1}, after {stop.step} of "
                 f"{plan.loader.num_steps} steps; the same command goes on from there"
@@ -187,11 +190,12 @@ def run_stage(
     for path in method.draw(index, pictures, runtime):
         child.log_artifact(path)
     # Only once the frozen blocks are found unchanged is the stage's end a place to go on from.
-    save_end = partial(save, cursor=Cursor(index + 1))
-    if runtime.rank == 0:
-        save_end(runtime.folder / f"stage-{index + 1}")
+    runtime.settle()
+    save = take(cursor=Cursor(index + 1)) if leads else None
+    if save is not None:
+        save(runtime.folder / f"stage-{index + 1}")
         child.log_artifact(runtime.folder / f"stage-{index + 1}", "checkpoint")
-    runtime.report(history[-1], save_end)
+    runtime.report(history[-1], save)
     child.finish()
 
 

@@ -1,6 +1,8 @@
 """What a run leaves to go on from: checkpoints written and taken up, and numbers that its record has missed."""
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,9 @@ class KeptRuntime(LocalRuntime):
         super().__init__(*arguments, **settings)
         self._keep = keep
 
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
-        """As `LocalRuntime.report`."""
-        super().report(metrics, save)
-        if save is not None and self.rank == 0:
-            self._keep()
+    def _write(self, save: Callable[[Path], None]) -> None:
+        super()._write(save)
+        self._keep()
 
 
 def restore_state(runtime: Runtime, method: Method) -> Checkpoint:
@@ -78,8 +78,7 @@ def record_again(history: Sequence[dict[str, float]], method: Method, tracker: T
         child.finish()
 
 
-def write_state(
-    folder: Path,
+def snapshot(
     *,
     config: ExperimentConfig,
     method: Method,
@@ -88,20 +87,35 @@ def write_state(
     stage: TrainedStage | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     unfinished: dict[str, Any] | None = None,
-) -> None:
-    """Write a checkpoint; without a stage the one of a stage's end, whose head and optimiser are dropped.
+) -> Callable[[Path], None]:
+    """Copy what a checkpoint of this moment holds, to the CPU; training may go on while it is written.
 
-    Raises:
-        CheckpointError: If it can't be written, because the disk is full for example.
+    Without a stage it is the checkpoint of a stage's end, whose head and optimiser are dropped.
+
+    Returns:
+        Writes it into a folder; raises CheckpointError if it can't, because the disk is full for example.
     """
     checkpoint = Checkpoint(
         cursor=cursor,
-        backbone=method.encoder.state_dict(),
-        method=method.state(),
-        head=stage.head.state_dict() if stage is not None else {},
-        optimizer=optimizer.state_dict() if optimizer is not None else {},
-        unfinished=unfinished or {},
-        history=history,
+        backbone=_copied(method.encoder.state_dict()),
+        method=_copied(method.state()),
+        head=_copied(stage.head.state_dict()) if stage is not None else {},
+        optimizer=_copied(optimizer.state_dict()) if optimizer is not None else {},
+        unfinished=_copied(unfinished or {}),
+        history=[dict(row) for row in history],
         config=config.model_dump(mode="json", by_alias=True),
     )
-    save_checkpoint(checkpoint, folder)
+    return partial(save_checkpoint, checkpoint)
+
+
+def _copied(value: Any) -> Any:
+    """The same containers with copies of their tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # of the same kind: a state_dict has attributes of its own
+        copied.update({name: _copied(item) for name, item in value.items()})
+        return copied
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value

@@ -129,7 +129,9 @@ def finished_run(config: ExperimentConfig) -> RunFolder | None:
 
 
 def newest_run(name: str, *, storage_path: Path) -> RunFolder | None:
-    """The run of a recipe's name that was begun last; None if there is none."""
+    """The run of a recipe's name that was begun last; None if there is none, or if it is no name but a path."""
+    if Path(name).name != name:
+        return None
     runs = [
         path.parent
         for path in storage_path.expanduser().glob(f"{name}-*/{_CONFIG}")

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rayssl.errors import ClusterError
+from rayssl.training.background import Background
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,8 +77,24 @@ class Runtime(Protocol):
     def barrier(self) -> None:
         """Wait until every worker is here."""
 
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
-        """End an epoch; called equally often on all ranks. On rank 0 `save` writes a checkpoint into a given folder."""
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], None] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
+        """End an epoch; called equally often on all ranks.
+
+        Args:
+            metrics: The epoch's numbers.
+            save: On rank 0, writes a checkpoint into a given folder; None: there is none.
+            in_background: Whether it may do so while training goes on; the same on all ranks. What goes wrong is then
+                raised by the next report, or by `settle`.
+        """
+
+    def settle(self) -> None:
+        """Wait until every checkpoint that was reported is written."""
 
     def checkpoints(self) -> Sequence[Path]:
         """Folders of checkpoints to go on from, the newest first; none at the first start."""
@@ -213,23 +231,42 @@ class LocalRuntime(WorkerGroup):
         self._resume = folder / "checkpoints"
         self._show = show
         self._is_asked_to_stop = is_asked_to_stop
+        self._background = Background()
 
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], None] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
         """Write the checkpoint, then drop the ones before the last two."""
         if save is not None and self.rank == 0:
-            number = max((int(path.name) for path in self._checkpoints()), default=0) + 1
-            save(self._resume / f"{number:06d}")
-            for old in self._checkpoints()[:-_KEEP]:
-                shutil.rmtree(old)
+            self._background.start(partial(self._write, save))
+        if not in_background:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the checkpoint in progress."""
+        self._background.settle()
+
+    def _write(self, save: Callable[[Path], None]) -> None:
+        number = max((int(path.name) for path in self._checkpoints()), default=0) + 1
+        save(self._resume / f"{number:06d}")
+        for old in self._checkpoints()[:-_KEEP]:
+            shutil.rmtree(old)
 
     def checkpoints(self) -> Sequence[Path]:
         """The last two checkpoints' folders."""
+        self.settle()
         return self._checkpoints()[::-1]
 
     def stopping(self, epoch: int, step: int) -> bool:
         """Whether any process of the group is asked to."""
         if self._is_asked_to_stop is None:
             return False
+        if self.world_size == 1:  # without waiting for the device
+            return self._is_asked_to_stop()
         return bool(self.sum(torch.tensor(int(self._is_asked_to_stop()), device=self.device)))
 
     def show(self, event: object) -> None:

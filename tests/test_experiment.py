@@ -30,7 +30,13 @@ class DyingRuntime(LocalRuntime):
         super().__init__(folder, num_threads=1)
         self._left = after
 
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], None] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
         super().report(metrics, save)
         self._left -= 1
         if self._left == 0:
@@ -172,6 +178,7 @@ def test_runs_are_found_again_by_their_config_and_by_their_recipes_name(small_ru
     assert finished_run(config) == RunFolder(first)
     assert newest_run("demo-psl", storage_path=small_run.storage) == second
     assert newest_run("demo", storage_path=small_run.storage) is None
+    assert newest_run("/nowhere", storage_path=small_run.storage) is None  # a path, and no name
 
 
 def test_a_run_in_use_is_refused(small_run: SmallRun) -> None:

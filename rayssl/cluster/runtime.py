@@ -1,10 +1,12 @@
 """TrainRuntime: a worker of Ray Train as the science sees it."""
 
 import logging
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ import ray.train.torch
 import torch
 from ray.train.v2._internal.execution import context as train_context
 
+from rayssl.errors import RaysslError
 from rayssl.object_store import ObjectStore
 from rayssl.runtime import WorkerGroup
-from rayssl.training.checkpoints import unwritable
 
 _LOST = ("WorkerHealthCheck", "ActorDied", "ActorUnavailable", "NodeDied", "WorkerCrashed")
 _CUT = ("connection closed", "connection reset", "broken pipe")
 _WAITED = ("timed out", "timeout")
+_START = (0, 0)
+_STANDSTILL = 0.9
+"""Share of the workers' patience with each other after which a group in which nobody moves is taken to hang."""
 
 
 class ProgressBoard:
@@ -30,16 +35,20 @@ class ProgressBoard:
     and the driver leaves word that they shall stop.
 
     Args:
+        timeout_s: Seconds that workers wait for each other (`ClusterConfig`).
         patience: Seconds after a loss in which new workers should have started; then it is told that none have.
     """
 
-    def __init__(self, *, patience: float = 45.0) -> None:
+    def __init__(self, *, timeout_s: float = math.inf, patience: float = 45.0) -> None:
+        self._timeout_s = timeout_s
         self._patience = patience
         self._lost_at: float | None = None
         self._events: list[object] = []
         self._mistake: tuple[str, str] | None = None
         self._hosts: dict[int, str] = {}
-        self._latest = (0, 0)
+        self._places: dict[int, tuple[int, int]] = {}
+        self._moved_at = time.monotonic()
+        self._waiting: set[int] = set()
         self._stop_after: tuple[int, int] | None = None
 
     def post(self, event: object) -> None:
@@ -60,12 +69,24 @@ class ProgressBoard:
     def join(self, rank: int, size: int, host: str) -> None:
         """A worker of a group of so many starts on a host."""
         self._lost_at = None
+        self._moved_at = time.monotonic()
+        self._waiting.discard(rank)
+        self._places.pop(rank, None)
         self._hosts = {other: name for other, name in self._hosts.items() if other < size} | {rank: host}
 
     def note_loss(self, failures: Mapping[int, str]) -> None:
         """The group is started again, because these workers ended so, each with the last line of its error."""
         self._lost_at = time.monotonic()
-        self.post(f"warning: {describe_loss(failures, self._hosts)}; starting again from the last checkpoint")
+        # A worker that GPUs are waited for in is ended by their library, without a word.
+        stood_still = self._lost_at - self._moved_at > _STANDSTILL * self._timeout_s
+        behind = [rank for rank in self._hosts if self._places.get(rank, _START) < self._latest] if stood_still else []
+        told = describe_loss(failures, self._hosts, waiting=self._waiting, behind=behind)
+        self.post(f"warning: {told}; starting again from the last checkpoint")
+        self._waiting.clear()
+
+    def note_waiting(self, rank: int) -> None:
+        """A worker has waited for the others until its time was over."""
+        self._waiting.add(rank)
 
     def note_mistake(self, kind: str, message: str) -> None:
         """Tell of a user's mistake: the name of its error's class, and what it says. The first one counts."""
@@ -79,39 +100,60 @@ class ProgressBoard:
         """Ask all workers to stop at the first place that none of them has passed."""
         self._stop_after = self._stop_after or self._latest
 
-    def stops_at(self, place: tuple[int, int]) -> bool:
+    @property
+    def _latest(self) -> tuple[int, int]:
+        return max(self._places.values(), default=_START)
+
+    def stops_at(self, rank: int, place: tuple[int, int]) -> bool:
         """Whether a worker that has come to a place, an epoch and a step, has to stop there; all ask at the same ones.
 
         Places are compared here, so that workers agree without waiting for each other.
         """
-        self._latest = max(self._latest, place)
+        self._places[rank] = place
+        self._moved_at = time.monotonic()
         return self._stop_after is not None and place > self._stop_after
 
 
-def describe_loss(failures: Mapping[int, str], hosts: Mapping[int, str]) -> str:
+def describe_loss(
+    failures: Mapping[int, str],
+    hosts: Mapping[int, str],
+    *,
+    waiting: Collection[int] = (),
+    behind: Collection[int] = (),
+) -> str:
     """What happened to a group of workers, by who is to blame.
 
     A worker that is lost breaks the connections of the others, and one that hangs lets the others time out and says
-    nothing itself.
+    nothing itself. The group is ended at the first failure, so most workers that have waited have none of their own.
 
     Args:
         failures: Last line of the error of each worker that failed, by rank.
         hosts: Where each worker of the group runs.
+        waiting: Workers that have waited for others in vain.
+        behind: Workers that the others were ahead of, if none has moved for as long as they wait for each other.
     """
 
     def name(ranks: Iterable[int]) -> str:
         return ", ".join(f"worker {rank} (on {hosts.get(rank, 'an unknown node')})" for rank in sorted(ranks))
 
+    hangs = "does not answer any more, the others have waited for cluster.timeout_s"
+    if behind and len(behind) < len(hosts):
+        return f"{name(behind)} {hangs}"
     lost = [rank for rank, text in failures.items() if any(word in text for word in _LOST)]
     if lost:
         return f"{name(lost)} was lost"
-    silent = [rank for rank in hosts if rank not in failures]
+    silent = [rank for rank in hosts if rank not in failures and rank not in waiting]
     if silent and any(word in text.lower() for text in failures.values() for word in _CUT):
         return f"{name(silent)} was lost"
-    if silent and any(word in text.lower() for text in failures.values() for word in _WAITED):
-        return f"{name(silent)} does not answer any more, the others have waited for cluster.timeout_s"
+    if silent and any(has_waited(text) for text in failures.values()):
+        return f"{name(silent)} {hangs}"
     rank, text = min(failures.items())
     return f"{name([rank])} failed: {text}"
+
+
+def has_waited(text: str) -> bool:
+    """Whether an error says that other workers were waited for in vain."""
+    return any(word in text.lower() for word in _WAITED)
 
 
 class TellLosses(ray.train.UserCallback):
@@ -165,6 +207,7 @@ class TrainRuntime(WorkerGroup):
         # "Reporting training result N", a line an epoch, has no switch of its own.
         logging.getLogger(train_context.__file__).setLevel(logging.WARNING)
         self._kept_in = store
+        self._written: list[Future[None]] = []
         if store is not None:
             if self.leads_node or self.rank == 0:
                 store.pull(store.run_of(folder))
@@ -176,20 +219,68 @@ class TrainRuntime(WorkerGroup):
         if self._kept_in is not None and self.rank == 0:
             self._kept_in.push(self.folder)
 
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
-        """Report to Ray; with `save`, rank 0 attaches a checkpoint."""
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], None] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
+        """Report to Ray; with `save`, rank 0 attaches a checkpoint.
+
+        It is written where it stays, in the thread in which Ray would upload it. All workers report in the same mode:
+        one that waited would hold up the others while rank 0 writes.
+        """
+        mode = ray.train.CheckpointUploadMode.ASYNC if in_background else ray.train.CheckpointUploadMode.SYNC
         if save is None or self.rank != 0:
-            ray.train.report(dict(metrics))
+            ray.train.report(dict(metrics), checkpoint_upload_mode=mode)
             return
+        written: Future[None] = Future()
+        self._written.append(written)
+        ray.train.report(
+            dict(metrics),
+            checkpoint=ray.train.Checkpoint(str(self.folder)),  # a stand-in, `_write` gives the one that is kept
+            checkpoint_upload_mode=mode,
+            checkpoint_upload_fn=lambda _, name: self._write(save, name, written),
+            delete_local_checkpoint_after_upload=False,
+        )
+
+    def settle(self) -> None:
+        """Wait for the checkpoints in progress."""
+        pending, self._written = self._written, []
+        for written in pending:
+            written.result()
+
+    def _write(self, save: Callable[[Path], None], name: str, written: "Future[None]") -> ray.train.Checkpoint:
+        """Write a checkpoint to Ray's storage under the name that Ray has chosen, and give it.
+
+        Ray tries again what fails in its thread, as if a worker had been lost, so a mistake is told here.
+        """
+        try:
+            place = self._save(save, name)
+        except BaseException as error:
+            if isinstance(error, RaysslError) and self._board is not None:
+                ray.get(self._board.note_mistake.remote(type(error).__name__, str(error)))
+            written.set_exception(error)
+            raise
+        written.set_result(None)
+        return place
+
+    def _save(self, save: Callable[[Path], None], name: str) -> ray.train.Checkpoint:
+        storage = ray.train.get_context().get_storage()
+        if self._kept_in is None:
+            place = Path(storage.experiment_fs_path) / name
+            save(place)
+            return ray.train.Checkpoint(str(place))
         self.keep()  # before the checkpoint, which says that it is there
         with tempfile.TemporaryDirectory() as temporary:
             save(Path(temporary) / "checkpoint")
             try:
-                ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint(str(Path(temporary) / "checkpoint")))
-            except OSError as error:  # while it is copied into the run's folder
-                if self._kept_in is not None:
-                    raise self._kept_in.failure(error) from None
-                raise unwritable(self.folder / "ray", error) from None
+                return storage.persist_current_checkpoint(
+                    ray.train.Checkpoint(str(Path(temporary) / "checkpoint")), name
+                )
+            except OSError as error:
+                raise self._kept_in.failure(error) from None
 
     def checkpoints(self) -> Sequence[Path]:
         """Ray's last checkpoint, after a lost worker or a restart of the same run, and the one before it."""
@@ -199,7 +290,10 @@ class TrainRuntime(WorkerGroup):
         newest = Path(checkpoint.path)
         if self._kept_in is not None:
             return self._bring_checkpoints(self._kept_in, newest.name)
-        older = [path for path in newest.parent.glob("checkpoint_*") if path.name < newest.name]
+        if self.rank == 0:  # what a crash left half written
+            for half in (*newest.parent.glob("*.partial"), *newest.parent.glob("*.outdated")):
+                shutil.rmtree(half, ignore_errors=True)
+        older = [path for path in newest.parent.glob("checkpoint_*[0-9]") if path.name < newest.name]
         return [newest, *sorted(older, reverse=True)]
 
     def _bring_checkpoints(self, store: ObjectStore, newest: str) -> list[Path]:
@@ -217,7 +311,7 @@ class TrainRuntime(WorkerGroup):
 
     def stopping(self, epoch: int, step: int) -> bool:
         """Whether the driver was told to stop."""
-        return self._board is not None and ray.get(self._board.stops_at.remote((epoch, step)))
+        return self._board is not None and ray.get(self._board.stops_at.remote(self.rank, (epoch, step)))
 
     def show(self, event: object) -> None:
         """Post it for the driver, on rank 0, without waiting."""

@@ -1,6 +1,7 @@
 """Jobs on a running Ray cluster: pack the working tree, submit a command, follow it, stop it."""
 
 import asyncio
+import logging
 import os
 import shlex
 import socket
@@ -71,6 +72,8 @@ class Cluster:
             knock(urlsplit(address).netloc)
             from ray.job_submission import JobSubmissionClient
 
+            # "WebSocket closed", at the end of every job's output.
+            logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
             self._client = JobSubmissionClient(address)
 
     @property

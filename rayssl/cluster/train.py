@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,6 +18,8 @@ from rayssl.runtime import Runtime, Tracker
 from rayssl.storage import StoragePath
 
 _POLL_SECONDS = 0.3
+_LISTEN_SECONDS = 3.0
+"""How long a worker that has waited in vain lets others say the same."""
 
 
 class OnCluster(Protocol):
@@ -92,8 +95,9 @@ def work_on_ray(
 
         # On this node, as Train's controller is: another one may be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
         settings = config.cluster
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+        board = ray.remote(**options)(ProgressBoard).remote(timeout_s=settings.timeout_s)
         resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
         trainer = TorchTrainer(
             _train_worker,
@@ -141,9 +145,9 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
 
     A user's mistake goes to the board, so that it is not tried again as if a worker had been lost.
     """
-    import ray
+    import ray.train
 
-    from rayssl.cluster.runtime import TrainRuntime
+    from rayssl.cluster.runtime import TrainRuntime, has_waited
     from rayssl.tracking import MLflowTracker
 
     config: OnCluster = arguments["config"]
@@ -168,6 +172,13 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
         ray.get(board.note_mistake.remote(type(error).__name__, str(error)))
         if isinstance(error, RunStopped):  # raised by all workers, so that none is waited for
             return None
+        raise
+    except RuntimeError as error:
+        # The first failure ends the group: this one leaves the others time to say that they have waited as well, so
+        # that whoever says nothing is known.
+        if has_waited(str(error)):
+            ray.get(board.note_waiting.remote(ray.train.get_context().get_world_rank()))
+            time.sleep(_LISTEN_SECONDS)
         raise
     except OSError as error:
         mistake = full_disk(error)

@@ -34,8 +34,14 @@ class TrialRuntime(LocalRuntime):
         self._row: Mapping[str, float] = {}
         self._reused = 0
 
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
-        """Report an epoch to Tune with a checkpoint, if it measured the metric."""
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], None] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
+        """Report an epoch to Tune with a checkpoint, if it measured the metric; Tune takes it over at once."""
         if self._store is not None:
             self._store.offer(self.folder)
         if self._metric not in self._row:
@@ -98,11 +104,17 @@ class GroupTrialRuntime(TrainRuntime):
         self._row: Mapping[str, float] = {}
         self._reused = len(load_checkpoint(start).history) if start is not None else 0
 
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], None] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
         """As `TrainRuntime.report`, with the epoch's number and what Tune has to know."""
         if self._store is not None and self.rank == 0:
             self._store.offer(self.folder)
-        super().report(self._told(self._row), save)
+        super().report(self._told(self._row), save, in_background=in_background)
 
     def checkpoints(self) -> Sequence[Path]:
         """Ray's checkpoints of this trial, or the stages that another one left, whose epochs are reported."""

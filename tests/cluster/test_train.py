@@ -1,11 +1,13 @@
 """Runs on a real Ray: the numbers of a plain process, killed workers and drivers, mistakes that come back."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -165,14 +167,37 @@ def test_the_worker_to_blame_is_named(failures: dict[int, str], message: str) ->
     assert describe_loss(failures, HOSTS) == message
 
 
+FOUR = {0: "10.0.0.1", 1: "10.0.0.1", 2: "10.0.0.2", 3: "10.0.0.2"}
+TIMED_OUT = "RuntimeError: Timed out waiting 60000ms for recv operation to complete"
+
+
+def test_of_many_workers_the_one_that_says_nothing_is_to_blame() -> None:
+    """The group ends at the first failure, but the others have told that they were waiting."""
+    told = describe_loss({0: TIMED_OUT}, FOUR, waiting=[0, 1, 3])
+    assert told.startswith("worker 2 (on 10.0.0.2) does not answer any more")
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "message"), [(0.0, "worker 2 (on 10.0.0.2) does not answer any more"), (900.0, "worker 0 (on 10.0")]
+)
+def test_a_worker_that_others_were_ahead_of_is_to_blame_if_all_stood_still(timeout_s: float, message: str) -> None:
+    """NCCL ends the workers that have waited, without a word: they look as if they were lost."""
+    board = ProgressBoard(timeout_s=timeout_s)
+    for rank, host in FOUR.items():
+        board.join(rank, 4, host)
+        board.stops_at(rank, (3, 4 if rank == 2 else 8))
+    board.note_loss({0: "ActorDiedError: the actor died unexpectedly"})
+    assert str(board.take()[0]).startswith(f"warning: {message}")
+
+
 def test_all_workers_stop_at_the_first_place_that_none_has_passed() -> None:
     board = ProgressBoard()
-    assert not board.stops_at((0, 4)) and not board.stops_at((0, 8))  # the first worker is ahead
+    assert not board.stops_at(1, (0, 4)) and not board.stops_at(0, (0, 8))  # the first worker is ahead
     board.stop()
-    assert not board.stops_at((0, 8))  # the second one catches up
-    assert board.stops_at((1, 4)) and board.stops_at((1, 4))
+    assert not board.stops_at(1, (0, 8))  # the second one catches up
+    assert board.stops_at(0, (1, 4)) and board.stops_at(1, (1, 4))
     board.stop()  # asked again and again, until the run has ended
-    assert board.stops_at((1, 4))
+    assert board.stops_at(1, (1, 4))
 
 
 def test_a_group_that_finds_no_room_after_a_loss_is_told_once() -> None:
@@ -238,6 +263,44 @@ def test_a_terminated_driver_leaves_a_checkpoint_in_the_middle_of_an_epoch(small
     shown, (whole, resumed) = ended_after_a_kill(command, "stage 2/3", number=signal.SIGTERM)
     assert " steps of it" in shown
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_named_and_the_run_comes_to_its_end(small_run: SmallRun) -> None:
+    """One of three stands still, as if a disk did not answer; its connections stay, so nobody notices at once."""
+    command = [sys.executable, "-m", "rayssl", "pretrain", "demo-psl", *SMALL, "method.stages.1.epochs=8"]
+    command += ["training.batch_size=48", "evaluations=[]", "cluster.workers=3", "cluster.timeout_s=8"]
+    command += [f"storage_path={small_run.storage}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    lines = []
+    hanging = None
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("stage 2/3") and hanging is None:
+            hanging = workers_of(process.pid)[0]
+            os.kill(hanging, signal.SIGSTOP)
+    assert process.wait() == 0, "".join(lines)
+    (warning,) = [line for line in lines if line.startswith("warning:")]
+    assert re.match(r"warning: worker \d \(on .*\) does not answer any more", warning), warning
+    assert hanging is not None and not Path(f"/proc/{hanging}").exists()
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes of Ray Train's workers below a process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            worker = int(path.parent.name)
+            if path.read_bytes().startswith(b"ray::RayTrainWorker") and pid in ancestors(worker):
+                found.append(worker)
+    return sorted(found)
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pid
 
 
 @pytest.mark.slow

@@ -372,7 +372,13 @@ class DyingRuntime(LocalRuntime):
         super().__init__(folder, num_threads=1)
         self._left = after
 
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], None] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
         super().report(metrics, save)
         self._left -= 1
         if self._left == 0:
