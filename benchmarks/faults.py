@@ -1,11 +1,15 @@
 """Kill everything that a run depends on, once or many times, and see whether it ends as if nothing had happened.
 
     python benchmarks/faults.py [--moments 1] [--faults worker node ...] [--methods psl mgta] [--postgres URI]
+    python benchmarks/faults.py --moments 20 --results faults.jsonl
 
 Two Ray nodes on this machine, an MLflow server over HTTP (its records in SQLite, or in the PostgreSQL that --postgres
 names), and the `rayssl pretrain` command in small, each fault at a random moment of the training. Afterwards the
 weights are compared with those of an undisturbed run, bit for bit, and so is every number in MLflow; nothing may be
-left running, reserved or half written. With --moments 20 each fault is tried twenty times.
+left running, reserved or half written. With --moments 20 each fault is tried twenty times, which takes some hours:
+--results keeps a line for each try, and the same command goes on with those that are missing there.
+
+The exit code is 0 only if every try recovered, with nothing lost, doubled, changed or left over.
 """
 
 import argparse
@@ -15,11 +19,12 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -29,7 +34,9 @@ from typing import Any
 import ray
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
 from rich.console import Console
 from rich.table import Table
 
@@ -42,19 +49,28 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    # As in jobs/: a lost node is noticed after 5 s, not 15.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
 }
 _COMMON = ["backbone.width=16", "data.image_size=16", "evaluations=[]", "cluster.workers=2", "cluster.max_failures=5"]
-_COMMON += ["data.limit=1000", "online.every=4", "online.knn=false"]
+_COMMON += ["data.limit=1000", "online.every=2", "online.knn=false"]
 RECIPES = {
-    "psl": ["demo-psl", *(f"method.stages.{i}.epochs=5" for i in range(3))],
+    "psl": ["demo-psl", *(f"method.stages.{i}.epochs=3" for i in range(3))],
     "mgta": ["demo-mgta", "method.baseline.epochs=4", "method.rounds.count=2", "method.rounds.epochs=2"]
     + ["method.final.epochs=2", "method.clusters=30"],
 }
-_EPOCHS = {"psl": 15, "mgta": 14}
+_EPOCHS = {"psl": 9, "mgta": 14}
 _DOWN_SECONDS = 60.0
 """How long the MLflow server stays away."""
 _REPLACED_AFTER = 5.0
 """Seconds until another node stands in for one that was killed."""
+_COUNTED = ("metrics_lost", "metrics_doubled", "metrics_changed", "left_over")
+"""What a try may leave none of."""
+_TIMES = ("images_per_second",)
+"""Metrics that no two runs have in common."""
+_OF_A_RUN = ("RayTrainWorker", "TrainController", "ProgressBoard", "SynchronizationActor", "DatasetManager")
+"""Ray's processes that belong to one run."""
 
 
 @dataclass
@@ -154,7 +170,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     parser.add_argument("--postgres", metavar="URI", help="postgresql://USER:PASSWORD@HOST/DATABASE for MLflow")
     parser.add_argument("--folder", type=Path, help="keep runs and logs there; else they are deleted")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="a line for each try; those in it are not repeated"
+    )
     chosen = parser.parse_args()
+    known = read_results(chosen.results)
     rows = []
     with _folder(chosen.folder) as folder:
         place = open_place(folder, chosen.postgres)
@@ -164,13 +184,28 @@ def main() -> None:
                 if whole.code != 0:
                     sys.exit("\n".join([*whole.output[-20:], f"the undisturbed run of {method} failed"]))
                 for name in chosen.faults:
-                    rows.append(_try(place, name, method, whole, moments=chosen.moments, seed=chosen.seed))
+                    done = {key[2]: known[key] for key in known if key[:2] == (name, method)}
+                    rows.append(_try(place, name, method, whole, chosen, done))
         finally:
             place.close()
     _print_table(rows)
     for row in rows:
         print(json.dumps(row))
-    sys.exit(any(row.get("recovered", row.get("times")) != row.get("times") for row in rows))
+    sys.exit(not all(_is_clean(row) for row in rows))
+
+
+def read_results(file: Path | None) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The tries of earlier calls, by fault, method and number of the moment."""
+    if file is None or not file.exists():
+        return {}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {(line["fault"], line["method"], line["moment"]): line for line in lines}
+
+
+def _is_clean(row: dict[str, Any]) -> bool:
+    if "skipped" in row or row["recovered"] != row["times"]:
+        return False
+    return row["equal"] in (None, row["times"]) and not any(row[name] for name in _COUNTED)
 
 
 def open_place(folder: Path, backend: str | None = None) -> Place:
@@ -186,31 +221,42 @@ def open_place(folder: Path, backend: str | None = None) -> Place:
     return place
 
 
-def _try(place: Place, name: str, method: str, whole: Attempt, *, moments: int, seed: int) -> dict[str, Any]:
-    """One fault, at several moments: a row of the result."""
-    outcomes = []
-    for number in range(moments):
-        moment = random.Random(f"{seed} {name} {method} {number}")
+def _try(
+    place: Place,
+    name: str,
+    method: str,
+    whole: Attempt,
+    chosen: argparse.Namespace,
+    done: dict[int, dict[str, Any]],
+) -> dict[str, Any]:
+    """One fault, at several moments, but for those that are done: a row of the result."""
+    for number in range(chosen.moments):
+        if number in done:
+            continue
+        draws = random.Random(f"{chosen.seed} {name} {method} {number}")
         try:
-            attempt = run(place, method, f"{name.replace(' ', '-')}-{number}", FAULTS[name], moment)
+            attempt = run(place, method, f"{name.replace(' ', '-')}-{number}", FAULTS[name], draws)
         except PermissionError as error:
             return {"fault": name, "method": method, "skipped": str(error)}
         finally:
             place.mend()
-        outcome = judge(place, attempt, whole)
-        outcomes.append(outcome)
-        print(f"{method} {name} {number + 1}/{moments}: {outcome}", flush=True)
-        if not outcome["recovered"]:
+        done[number] = judge(place, attempt, whole, may_differ=name in OTHER_SIZE)
+        if chosen.results is not None:
+            with chosen.results.open("a") as file:
+                file.write(json.dumps({"fault": name, "method": method, "moment": number, **done[number]}) + "\n")
+        print(f"{method} {name} {number + 1}/{chosen.moments}: {done[number]}", flush=True)
+        if not done[number]["recovered"]:
             print("\n".join(f"    {line}" for line in attempt.output[-12:]), flush=True)
-    comparable = [outcome for outcome in outcomes if outcome["equal"] is not None]
+    outcomes = [done[number] for number in range(chosen.moments)]
+    equal = [outcome["equal"] for outcome in outcomes if outcome["equal"] is not None]
     return {
         "fault": name,
         "method": method,
-        "times": moments,
+        "times": len(outcomes),
         "recovered": sum(outcome["recovered"] for outcome in outcomes),
-        "equal": sum(outcome["equal"] for outcome in comparable) if name not in OTHER_SIZE else None,
-        **{key: sum(outcome[key] for outcome in outcomes) for key in ("metrics_lost", "metrics_doubled", "left_over")},
-        "seconds_lost": round(sum(outcome["seconds_lost"] for outcome in outcomes) / moments, 1),
+        "equal": sum(equal) if equal else None,
+        **{key: sum(outcome[key] for outcome in outcomes) for key in _COUNTED},
+        "seconds_lost": round(statistics.median(outcome["seconds_lost"] for outcome in outcomes), 1),
     }
 
 
@@ -341,8 +387,9 @@ def _end_and_repeat(
     moment: Moment,
     number: signal.Signals,
     *,
-    before_repeating: Callable[[], None] = lambda: None,
+    before_repeating: Callable[[], None] | None = None,
 ) -> Attempt:
+    """The command is given again at once, while Ray may still be ending the workers, unless something is to be done."""
     start, command = time.monotonic(), Command(place, arguments)
     if not moment.wait(command):
         return _finished(command, start)
@@ -351,8 +398,9 @@ def _end_and_repeat(
     if number == signal.SIGTERM and code != 143:
         command.lines.append(f"exit code {code} after SIGTERM, not 143")
         return Attempt(_run_folder(arguments), -1, time.monotonic() - start, command.lines)
-    _wait_until(lambda: not _ray_processes("RayTrainWorker"), 60, "workers outlive their driver")
-    before_repeating()
+    if before_repeating is not None:
+        _wait_until(lambda: not _ray_processes("RayTrainWorker"), 60, "workers outlive their driver")
+        before_repeating()
     again = _finished(Command(place, arguments), start)
     return Attempt(again.folder, again.code, again.seconds, [*command.lines, *again.output])
 
@@ -371,64 +419,82 @@ OTHER_SIZE = ("node lost for good",)
 """Faults after which fewer workers go on, so that sums are made in another order."""
 
 
-def judge(place: Place, attempt: Attempt, whole: Attempt) -> dict[str, Any]:
-    """What became of a run."""
+def judge(place: Place, attempt: Attempt, whole: Attempt, *, may_differ: bool = False) -> dict[str, Any]:
+    """What became of a run.
+
+    Args:
+        place: Where it ran.
+        attempt: The run.
+        whole: The undisturbed one.
+        may_differ: Whether another number of workers went on, so that sums were made in another order.
+    """
     recovered = attempt.code == 0 and (attempt.folder / "encoder.pt").exists()
-    left = _left_over(place)
-    equal = False
-    lost, doubled = 0, 0
-    if recovered:
+    outcome: dict[str, Any] = {"recovered": recovered, "equal": None, **dict.fromkeys(_COUNTED, 0)}
+    outcome["left_over"] = _left_over(place, attempt.folder)
+    outcome["seconds_lost"] = round(attempt.seconds - whole.seconds, 1)
+    if not recovered:
+        return outcome
+    ours, expected = (_recorded(place, each.folder.name) for each in (attempt, whole))
+    outcome["metrics_lost"] = sum(len(values) > len(ours[key]) for key, values in expected.items())
+    outcome["metrics_doubled"] = sum(len(values) > len(expected[key]) for key, values in ours.items())
+    if not may_differ:
         mine, theirs = (torch.load(each.folder / "encoder.pt", weights_only=True) for each in (attempt, whole))
-        equal = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-        ours, expected = (_recorded(place, each.folder.name) for each in (attempt, whole))
-        lost = sum((expected - ours).values())
-        doubled = sum((ours - expected).values())
-        for folder in sorted(attempt.folder.glob("stage-*")):
-            try:
-                load_checkpoint(folder)
-            except CheckpointError:
-                left += 1
-    return {
-        "recovered": recovered,
-        "equal": equal,
-        "metrics_lost": lost,
-        "metrics_doubled": doubled,
-        "left_over": left,
-        "seconds_lost": attempt.seconds - whole.seconds,
-    }
+        outcome["equal"] = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+        compared = [key for key in expected if key[1] not in _TIMES]
+        outcome["metrics_changed"] = sum(set(expected[key]) != set(ours[key]) for key in compared if key in ours)
+    return outcome
 
 
-def _recorded(place: Place, run_id: str) -> "Counter[tuple[str, str, int]]":
-    """How often each metric of each step is in MLflow: of the run and, by their names, of its children."""
+def _recorded(place: Place, run_id: str) -> "defaultdict[tuple[str, str, int], list[float]]":
+    """The values of each metric of each step in MLflow: of the run and, by their names, of its children."""
     client = MlflowClient(place.tracking_uri)
-    experiment = client.get_experiment_by_name("rayssl")
-    assert experiment is not None
-    (parent,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run_id}'")
-    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    counts: Counter[tuple[str, str, int]] = Counter()
+    parent, children = _records(client, run_id)
+    values: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
     for run in (parent, *children):
         part = str(run.info.run_name).removeprefix(run_id)
         for name in run.data.metrics:
-            counts.update((part, name, row.step) for row in client.get_metric_history(run.info.run_id, name))
-    return counts
+            for row in client.get_metric_history(run.info.run_id, name):
+                values[part, name, row.step].append(row.value)
+    return values
 
 
-def _left_over(place: Place) -> int:
-    """Processes and reservations that outlive the run."""
+def _records(client: MlflowClient, run_id: str) -> tuple[Run, list[Run]]:
+    """A run's record in MLflow and those of its stages."""
+    experiment = client.get_experiment_by_name("rayssl")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run_id}'")
+    of_it = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    return parent, list(client.search_runs([experiment.experiment_id], of_it))
 
-    def free() -> bool:
-        wanted, has = ray.cluster_resources().get("CPU"), ray.available_resources().get("CPU")
-        return wanted == has and not _ray_processes("RayTrainWorker")
+
+def _left_over(place: Place, folder: Path) -> int:
+    """Processes, reservations, open records and damaged or half-written checkpoints that outlive the run."""
+
+    def processes() -> list[int]:
+        return [pid for name in _OF_A_RUN for pid in _ray_processes(name)]
+
+    def reserved() -> int:
+        groups = placement_group_table().values()
+        held = sum(group["state"] not in ("REMOVED", "INFEASIBLE") for group in groups)
+        return held + (ray.cluster_resources().get("CPU") != ray.available_resources().get("CPU"))
 
     # Joined only now: a process that has joined prints pages about each node that is killed.
     ray.init(address=place.cluster.address, logging_level="ERROR", log_to_driver=False)
     try:
-        _wait_until(free, 30, "")
-    except TimeoutError:
-        return len(_ray_processes("RayTrainWorker")) + 1
+        with suppress(TimeoutError):
+            _wait_until(lambda: not processes() and not reserved(), 30, "")
+        left = len(processes()) + reserved()
     finally:
         ray.shutdown()
-    return 0
+    parent, children = _records(MlflowClient(place.tracking_uri), folder.name)
+    left += sum(record.info.status == "RUNNING" for record in (parent, *children))
+    left += len([*folder.rglob("*.partial"), *folder.rglob("*.outdated")])
+    for checkpoint in {path.parent for path in folder.rglob("checkpoint.json")}:
+        try:
+            load_checkpoint(checkpoint)
+        except CheckpointError:
+            left += 1
+    return left
 
 
 def _finished(command: Command, start: float) -> Attempt:
@@ -491,7 +557,7 @@ def _folder(given: Path | None) -> Iterator[Path]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    columns = ("times", "recovered", "equal", "metrics_lost", "metrics_doubled", "left_over", "seconds_lost")
+    columns = ("times", "recovered", "equal", *_COUNTED, "seconds_lost")
     table = Table("fault", "method", *(name.replace("_", " ") for name in columns), title="Faults")
     for row in rows:
         values = [row["skipped"]] if "skipped" in row else [str(row[name]) for name in columns]
