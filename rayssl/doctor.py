@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from rayssl.addresses import without_secrets
 from rayssl.errors import CheckpointError, ClusterError, ConfigError, DataError
 from rayssl.object_store import ObjectStore, open_store
 from rayssl.storage import StoragePath, local_folder
@@ -83,7 +84,7 @@ def _mlflow(storage_path: Path) -> Finding:
         check_server(uri)
     except ClusterError as error:
         return Finding("mlflow", False, str(error))
-    return Finding("mlflow", True, f"{uri} answers and can be written")
+    return Finding("mlflow", True, f"{without_secrets(uri)} answers and can be written")
 
 
 def _storage(storage_path: Path) -> Finding:

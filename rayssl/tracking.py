@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rayssl.addresses import sentence_without_secrets, without_secrets
 from rayssl.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two l
 EXPERIMENT = "rayssl"
 _STATE = "mlflow.json"
 _MOST_PARAMS = 100  # that a request may carry
+_WAY_OUT = "Start the server, or correct or unset MLFLOW_TRACKING_URI."
 _PATIENCE = 120.0
 """Seconds that the end of a run waits for a server that is away."""
 
@@ -36,7 +38,10 @@ Notify = Callable[[str], None]
 
 
 def tracking_uri(storage_path: Path) -> str:
-    """The server that MLFLOW_TRACKING_URI names, or a database in the folder of all runs."""
+    """The server that MLFLOW_TRACKING_URI names, or a database in the folder of all runs.
+
+    It may carry a password: show it by `without_secrets` alone.
+    """
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage_path.expanduser().resolve() / 'mlflow.db'}"
 
 
@@ -52,8 +57,7 @@ def check_server(uri: str) -> None:
         client.delete_experiment(experiment_id)
     except _away() as error:
         raise ClusterError(
-            f"MLflow at {uri}: can't be reached or written ({_reason(error)}). Start the server, or correct or unset "
-            "MLFLOW_TRACKING_URI."
+            f"MLflow at {without_secrets(uri)}: can't be reached or written ({_reason(error, uri)}). {_WAY_OUT}"
         ) from None
 
 
@@ -93,16 +97,23 @@ class MLflowTracker:
             return tracker
         except _away() as error:
             raise ClusterError(
-                f"MLflow at {uri}: can't be reached ({_reason(error)}). Start the server, or correct or unset "
-                "MLFLOW_TRACKING_URI."
+                f"MLflow at {without_secrets(uri)}: can't be reached ({_reason(error, uri)}). {_WAY_OUT}"
             ) from None
 
     @classmethod
     def attach(cls, folder: Path, *, uri: str, notify: Notify = warnings.warn) -> "MLflowTracker | None":
-        """The record that `folder` remembers, None if it has none on this server. Sends nothing."""
+        """The record that `folder` remembers, None if it has none on this server. Sends nothing.
+
+        Args:
+            folder: The run's folder.
+            uri: The tracking server or database, or what another tracker's `uri` is: a password that this lacks is
+                taken from MLFLOW_TRACKING_URI.
+            notify: Told when the server goes away later on.
+        """
         state = json.loads((folder / _STATE).read_text()) if (folder / _STATE).exists() else {}
-        if state.get("uri") != uri:
+        if without_secrets(state.get("uri", "")) != without_secrets(uri):
             return None
+        uri = _with_secrets(uri)
         tracker = cls(_Outbox(uri, notify), folder=folder, run_id=state["run_id"])
         for name, run_id in state["children"].items():
             tracker._children[name] = cls(tracker._outbox, folder=folder, run_id=run_id)
@@ -110,8 +121,8 @@ class MLflowTracker:
 
     @property
     def uri(self) -> str:
-        """The tracking server or database."""
-        return self._outbox.uri
+        """The tracking server or database, without a password."""
+        return without_secrets(self._outbox.uri)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record parameters by their dotted keys; those that are recorded already stay as they are."""
@@ -233,8 +244,8 @@ class _Outbox:
         except _away() as error:
             if not self._is_away:
                 self._notify(
-                    f"MLflow at {self.uri} can't be reached ({_reason(error)}); training goes on, records are kept "
-                    "and sent later"
+                    f"MLflow at {without_secrets(self.uri)} can't be reached ({_reason(error, self.uri)}); "
+                    "training goes on, records are kept and sent later"
                 )
             self._is_away = True
 
@@ -246,7 +257,8 @@ class _Outbox:
             self.send(lambda client: None)
         if self._waiting:
             self._notify(
-                f"MLflow at {self.uri} is still away: {len(self._waiting)} records are lost; the run's folder has all"
+                f"MLflow at {without_secrets(self.uri)} is still away: {len(self._waiting)} records are lost; the "
+                "run's folder has all"
             )
 
 
@@ -291,11 +303,22 @@ def _connect(uri: str) -> "MlflowClient":
 
 
 def _away() -> tuple[type[Exception], ...]:
-    """What MLflow raises when its server or database can't be used; the errors of requests are OSErrors."""
+    """What MLflow raises when its server or database can't be used.
+
+    The errors of requests are OSErrors; a database whose driver isn't installed is an ImportError.
+    """
     from mlflow.exceptions import MlflowException
 
-    return (MlflowException, OSError)
+    return (MlflowException, OSError, ImportError)
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+def _with_secrets(uri: str) -> str:
+    """The address of which a tracker has shown `uri`: its password is in this process's environment, if anywhere."""
+    own = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return own if without_secrets(own) == uri else uri
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """The first line; MLflow puts the whole address that it was given into it."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return sentence_without_secrets(line, uri)[:200]
