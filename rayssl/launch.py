@@ -39,7 +39,7 @@ def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[o
     with run.locked():
         uri = tracking_uri(config.storage_folder)
         tracker = MLflowTracker.open(run.path, uri=uri, notify=show)
-        mark_dead_runs(uri)
+        mark_dead_runs(uri, notify=show)
         show(f"run {run.run_id} in {run.path if run.store is None else run.store.address_of(run.path)}")
         if run.store is not None:
             show(f"its working copy is {run.path}")

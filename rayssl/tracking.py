@@ -9,12 +9,15 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayssl.addresses import sentence_without_secrets, without_secrets
 from rayssl.errors import ClusterError
+from rayssl.files import write_whole
+from rayssl.processes import is_dead, this_process
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +32,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two l
 
 EXPERIMENT = "rayssl"
 _STATE = "mlflow.json"
+_PROCESS = "rayssl.process"
 _MOST_PARAMS = 100  # that a request may carry
 _WAY_OUT = "Start the server, or correct or unset MLFLOW_TRACKING_URI."
 _PATIENCE = 120.0
@@ -92,7 +96,8 @@ class MLflowTracker:
             tracker._remember()
             client = _connect(uri)
             client.update_run(tracker.run_id, status="RUNNING")
-            for name, value in (("rayssl.host", socket.gethostname()), ("rayssl.pid", str(os.getpid()))):
+            tags = {"rayssl.host": socket.gethostname(), "rayssl.pid": str(os.getpid()), _PROCESS: this_process()}
+            for name, value in tags.items():
                 client.set_tag(tracker.run_id, name, value)
             return tracker
         except _away() as error:
@@ -110,12 +115,11 @@ class MLflowTracker:
                 taken from MLFLOW_TRACKING_URI.
             notify: Told when the server goes away later on.
         """
-        state = json.loads((folder / _STATE).read_text()) if (folder / _STATE).exists() else {}
-        if without_secrets(state.get("uri", "")) != without_secrets(uri):
+        state = _read_state(folder / _STATE, notify)
+        if state is None or without_secrets(state.uri) != without_secrets(uri):
             return None
-        uri = _with_secrets(uri)
-        tracker = cls(_Outbox(uri, notify), folder=folder, run_id=state["run_id"])
-        for name, run_id in state["children"].items():
+        tracker = cls(_Outbox(_with_secrets(uri), notify), folder=folder, run_id=state.run_id)
+        for name, run_id in state.children.items():
             tracker._children[name] = cls(tracker._outbox, folder=folder, run_id=run_id)
         return tracker
 
@@ -221,8 +225,37 @@ class MLflowTracker:
 
     def _remember(self) -> None:
         children = {name: child.run_id for name, child in self._children.items() if child.run_id}
-        state = {"uri": self.uri, "run_id": self.run_id, "children": children}
-        (self._folder / _STATE).write_text(json.dumps(state, indent=1))
+        state = _State(self.uri, str(self.run_id), children)
+        write_whole(self._folder / _STATE, json.dumps(asdict(state), indent=1))
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a run's folder remembers of its record."""
+
+    uri: str
+    """Without a password."""
+    run_id: str
+    children: dict[str, str]
+    """Ids by name."""
+
+
+def _read_state(path: Path, notify: Notify) -> _State | None:
+    """None if there is none, or it is damaged, as by a kill or a disk that was full."""
+    if not path.exists():
+        return None
+    try:
+        state = _State(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        state = None
+    if (
+        state is None
+        or not isinstance(state.children, dict)
+        or not all(isinstance(each, str) for each in (state.uri, state.run_id, *state.children.values()))
+    ):
+        notify(f"{path}: is damaged, so that the record in MLflow which it named can't be gone on with")
+        return None
+    return state
 
 
 class _Outbox:
@@ -262,17 +295,31 @@ class _Outbox:
             )
 
 
-def mark_dead_runs(uri: str) -> None:
-    """Mark as killed the runs that a process of this machine left open when it died without a word."""
-    client = _connect(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return
+def mark_dead_runs(uri: str, *, notify: Notify = warnings.warn) -> None:
+    """Mark as killed the runs that a process of this machine left open when it died without a word.
+
+    Left alone are those of other containers, which may bear this one's name and can't be looked into, and those from
+    before the machine was started: when they go on, they are marked anew.
+
+    Args:
+        uri: The tracking server or database.
+        notify: Told if it can't be reached; nothing is marked then.
+    """
     query = f"attributes.status = 'RUNNING' and tags.`rayssl.host` = '{socket.gethostname()}'"
-    for run in client.search_runs([experiment.experiment_id], query):
-        if not Path(f"/proc/{run.data.tags['rayssl.pid']}").exists():
-            _close_children(client, run.info.run_id, "KILLED")
-            client.set_terminated(run.info.run_id, "KILLED")
+    try:
+        client = _connect(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return
+        for run in client.search_runs([experiment.experiment_id], query):
+            if is_dead(run.data.tags.get(_PROCESS, "")):
+                _close_children(client, run.info.run_id, "KILLED")
+                client.set_terminated(run.info.run_id, "KILLED")
+    except _away() as error:
+        notify(
+            f"MLflow at {without_secrets(uri)} can't be reached ({_reason(error, uri)}); runs whose process died stay "
+            "marked as running"
+        )
 
 
 def _close_children(client: "MlflowClient", run_id: str, status: str) -> None:

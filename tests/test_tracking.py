@@ -24,9 +24,10 @@ from rayssl.cli import main
 from rayssl.errors import ClusterError
 from rayssl.experiment import run_experiment
 from rayssl.launch import mlflow_command, pretrain
+from rayssl.processes import this_process
 from rayssl.recipe_file import flatten
 from rayssl.runs import open_run
-from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
+from rayssl.tracking import MLflowTracker, _reason, mark_dead_runs, tracking_uri
 from tests.conftest import SMALL, SmallRun
 from tests.test_experiment import DyingRuntime, Interrupted
 
@@ -331,3 +332,41 @@ def test_the_command_that_opens_mlflow_shows_no_password(monkeypatch: pytest.Mon
     assert "XYZZY" not in mlflow_command(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql:///db")
     assert "--backend-store-uri postgresql:///db" in mlflow_command(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"uri": "sqlite', "[]", "{}", '{"uri": 1, "run_id": "a", "children": []}', "\xff"]
+)
+def test_a_damaged_memory_of_the_record_is_one_warning_and_a_new_record(tmp_path: Path, content: str) -> None:
+    """As after a kill or on a disk that was full, when it was not yet renamed into place."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    first = MLflowTracker.open(tmp_path, uri=uri)
+    (tmp_path / "mlflow.json").write_text(content, encoding="latin-1")
+    told: list[str] = []
+    second = MLflowTracker.open(tmp_path, uri=uri, notify=told.append)
+    assert second.run_id != first.run_id
+    assert len(told) == 1
+    assert "mlflow.json: is damaged" in told[0]
+    third = MLflowTracker.open(tmp_path, uri=uri, notify=told.append)
+    assert third.run_id == second.run_id
+
+
+def test_dead_runs_are_looked_for_without_raising_into_the_run() -> None:
+    """Also where an error says nothing."""
+    told: list[str] = []
+    mark_dead_runs("http://127.0.0.1:1", notify=told.append)
+    assert len(told) == 1
+    assert "can't be reached" in told[0]
+    assert _reason(OSError(""), "http://127.0.0.1:1") == "OSError"
+
+
+def test_a_run_of_another_container_with_this_ones_name_is_left_alone(small_run: SmallRun) -> None:
+    """Its PID is nobody's here, or somebody else's."""
+    run = open_run(small_run.config())
+    uri = tracking_uri(small_run.storage)
+    tracker = MLflowTracker.open(run.path, uri=uri)
+    boot, _, _, start = this_process().split()
+    for mark in (f"{boot} pid:[1] 4194305 {start}", f"{boot} pid:[1] {os.getpid()} 1", ""):
+        tracker.set_tags({"rayssl.process": mark, "rayssl.pid": "4194305"})
+        mark_dead_runs(uri)
+        assert set(_statuses(small_run).values()) == {"RUNNING"}
