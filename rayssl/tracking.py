@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rayssl.addresses import sentence_without_secrets, without_secrets
@@ -29,6 +30,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a stage
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 EXPERIMENT = "rayssl"
 _STATE = "mlflow.json"
@@ -49,16 +51,24 @@ def tracking_uri(storage_path: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage_path.expanduser().resolve() / 'mlflow.db'}"
 
 
-def check_server(uri: str) -> None:
-    """Find out whether a tracking server answers and can be written; leaves nothing behind.
+def check_server(uri: str) -> str:
+    """Find out whether a tracking server answers and takes numbers and files; gives the address of the latter.
+
+    The file is deleted for good, the run as far as MLflow deletes one: until `mlflow gc` it is in the server's bin. Its
+    experiment, rayssl-doctor, stays.
 
     Raises:
         ClusterError: If not.
     """
     try:
         client = _connect(uri)
-        experiment_id = client.create_experiment(f"{EXPERIMENT}-doctor-{os.getpid()}-{time.time_ns()}")
-        client.delete_experiment(experiment_id)
+        run = client.create_run(_experiment_id(client, f"{EXPERIMENT}-doctor")).info
+        try:
+            client.log_metric(run.run_id, "doctor", 1.0)
+            _check_artifacts(client, run.run_id, run.artifact_uri, uri)
+        finally:
+            client.delete_run(run.run_id)
+        return str(run.artifact_uri)
     except _away() as error:
         raise ClusterError(
             f"MLflow at {without_secrets(uri)}: can't be reached or written ({_reason(error, uri)}). {_WAY_OUT}"
@@ -331,13 +341,41 @@ def _close_children(client: "MlflowClient", run_id: str, status: str) -> None:
 
 def _create_run(uri: str, folder: Path) -> str:
     client = _connect(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is not None:
-        experiment_id = experiment.experiment_id
-    else:
-        location = str(folder.parent / "mlartifacts") if uri.startswith("sqlite:") else None
-        experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
+    location = str(folder.parent / "mlartifacts") if uri.startswith("sqlite:") else None
+    experiment_id = _experiment_id(client, EXPERIMENT, location=location)
     return str(client.create_run(experiment_id, run_name=folder.name).info.run_id)
+
+
+def _experiment_id(client: "MlflowClient", name: str, *, location: str | None = None) -> str:
+    """The experiment of a name: as it is, brought back from the bin, or new, though others may make it just now."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def _check_artifacts(client: "MlflowClient", run_id: str, artifact_uri: str, uri: str) -> None:
+    """Send a file, bring it back and delete it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with TemporaryDirectory() as folder:
+        sent = Path(folder, "doctor.txt")
+        sent.write_text(run_id)
+        client.log_artifact(run_id, str(sent))
+        got = Path(client.download_artifacts(run_id, sent.name, str(Path(folder))))
+        if got.read_text() != run_id:
+            raise MlflowException(f"{artifact_uri} gives back another file than was sent")
+    get_artifact_repository(artifact_uri, tracking_uri=uri).delete_artifacts()
 
 
 @cache
