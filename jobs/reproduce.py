@@ -2,24 +2,28 @@
 
     python jobs/reproduce.py psl-table-6 data.root=/shared/imagenet storage_path=/shared/runs cluster.workers=8
     python jobs/reproduce.py mgta-table-2 --voc /shared/voc data.root=/shared/miniimagenet storage_path=/shared/runs
+    python jobs/reproduce.py psl-table-9 --voc /shared/voc --places /shared/places205 --inaturalist /shared/inat ...
     ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/reproduce.py ...
 
 KEY=VALUE overrides go to every row's recipe; `--rows 'Rotation+PSL,Rotation'` takes some of the rows. A row whose run
-is finished is not trained again, and one that was interrupted goes on, so the same command can be repeated. With fewer
-pictures or epochs than the recipes', the table shows what these give: it is no reproduction then.
+is finished is not trained again, what was measured of it is not measured again, and a run that was interrupted goes on,
+so the same command can be repeated. With fewer pictures or epochs than the recipes', the table shows what these give:
+it is no reproduction then. Whatever ends it, the table is printed as far as it got.
 """
 
-import argparse
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
 from rich.table import Table
 
+from rayssl import cli
 from rayssl.config import ExperimentConfig, load_config
-from rayssl.errors import ConfigError, RaysslError
+from rayssl.errors import ConfigError
 from rayssl.evaluate_config import load_evaluation
-from rayssl.evaluation.papers import PaperNumber, paper_number
+from rayssl.evaluation.papers import paper_number
 from rayssl.html_report import read_run
 from rayssl.launch import pretrain
 from rayssl.launch_evaluation import evaluate
@@ -27,6 +31,28 @@ from rayssl.progress import Display
 from rayssl.recipe_file import did_you_mean
 from rayssl.report import Report
 from rayssl.runs import finished_run
+from rayssl.search_display import wide_console
+
+_SUPERVISED = "Supervised"
+_DELTA, _AP75 = "detection/psl/delta_ap75", "detection/psl/ap75"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How some of a table's columns are measured."""
+
+    metrics: tuple[str, ...]
+    """What the rows are compared by."""
+    data: str
+    """Our name of the set that it is measured on."""
+    name: str | None = None
+    """The evaluation; None: the recipe's own, at the end of each run."""
+    overrides: tuple[str, ...] = ()
+    """Its settings; {folder} stands for what the option names."""
+    option: str | None = None
+    """The option that names the folder of the set; None: the pictures that the run was trained on."""
+    supervised: tuple[str, ...] = ()
+    """Settings of the supervised row alone."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +60,19 @@ class PaperTable:
     """A table that a command repeats."""
 
     title: str
-    metric: str
-    """What its rows are compared by."""
-    data: str
-    """The set that it is measured on."""
+    protocols: tuple[Protocol, ...]
     rows: tuple[tuple[str, str, tuple[str, ...]], ...]
     """The paper's name of a row, the recipe, and overrides that belong to the row."""
+
+
+@dataclass
+class Row:
+    """A row as far as it got."""
+
+    name: str
+    recipe: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    """By metric and data set, METRIC@DATA."""
 
 
 def _end_to_end(task: str, row: str) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
@@ -47,11 +80,39 @@ def _end_to_end(task: str, row: str) -> tuple[tuple[str, str, tuple[str, ...]], 
     return tuple((row, f"end-to-end-{task}-g{level}-imagenet", ()) for level in (1, 2, 3))
 
 
+_PROBE = (Protocol(("linear_probe/best/top1",), "imagenet"),)
+_VOC, _ROOT = "voc", "data.root={folder}"
+_RESNET = ("backbone.name=resnet", "backbone.depth=50", "backbone.width=64")
+_TRANSFER = (
+    (_SUPERVISED, "supervised-resnet50-imagenet", ()),
+    ("Jigsaw", "end-to-end-jigsaw-g3-imagenet", ()),  # the hardest level, by the captions of Tables 5 and 6
+    ("Jigsaw+PSL", "psl-jigsaw-imagenet", ()),
+    ("Rotation", "end-to-end-rotation-g3-imagenet", _RESNET),
+    ("Rotation+PSL", "psl-rotation-imagenet", _RESNET),
+)
+"""Rows of PSL's Tables 7 to 9: ResNet-50 for both tasks (section 4.3)."""
+_MGTA = (
+    ("IAE", "iae-miniimagenet", ()),
+    ("MGTA (k=100)", "mgta-miniimagenet", ("method.clusters=100",)),
+    ("MGTA (k=300)", "mgta-miniimagenet", ("method.clusters=300",)),
+)
+"""Rows of MGTA's tables. The supervised one was pre-trained on pictures that the paper does not name."""
+
+
+def _semi_supervised(fraction: float) -> Protocol:
+    metric = f"semi_supervised/{100 * fraction:g}_percent/top5"
+    return Protocol((metric,), "imagenet", "semi_supervised", (f"evaluation.fraction={fraction:g}",))
+
+
+def _frozen_body(data: str) -> Protocol:
+    overrides = (f"data.name={data}", _ROOT, "evaluation.setting=mgta")
+    return Protocol(("detection/mgta/ap50",), data, "detection", overrides, _VOC)
+
+
 TABLES = {
     "psl-table-4": PaperTable(
         "PSL, Table 4 (contrastive rows)",
-        "linear_probe/best/top1",
-        "imagenet",
+        _PROBE,
         (
             ("SimCLR", "end-to-end-simclr-imagenet", ()),
             ("SimCLR+PSL", "psl-simclr-imagenet", ()),
@@ -61,8 +122,7 @@ TABLES = {
     ),
     "psl-table-5": PaperTable(
         "PSL, Table 5 (ResNet-50, jigsaw)",
-        "linear_probe/best/top1",
-        "imagenet",
+        _PROBE,
         (
             ("Supervised", "supervised-resnet50-imagenet", ()),
             *_end_to_end("jigsaw", "Jigsaw"),
@@ -73,8 +133,7 @@ TABLES = {
     ),
     "psl-table-6": PaperTable(
         "PSL, Table 6 (RevNet-50, rotation)",
-        "linear_probe/best/top1",
-        "imagenet",
+        _PROBE,
         (
             ("Supervised (RevNet-50)", "supervised-revnet50-imagenet", ()),
             *_end_to_end("rotation", "Rotation"),
@@ -83,50 +142,86 @@ TABLES = {
             ("Rotation+PSL_f", "psl-f-rotation-imagenet", ()),
         ),
     ),
+    "psl-table-7": PaperTable(
+        "PSL, Table 7 (semi-supervised, top-5)", (_semi_supervised(0.01), _semi_supervised(0.1)), _TRANSFER
+    ),
+    "psl-table-8": PaperTable(
+        "PSL, Table 8 (detection, VOC07+12)",
+        (
+            Protocol(
+                ("detection/psl/ap", "detection/psl/ap50", _AP75, _DELTA),
+                "voc0712",
+                "detection",
+                ("data.name=voc0712", _ROOT, "evaluation.setting=psl"),
+                _VOC,
+                supervised=("evaluation.learning_rate=0.02",),
+            ),
+        ),
+        _TRANSFER,
+    ),
+    "psl-table-9": PaperTable(
+        "PSL, Table 9 (VOC07 SVM, Places205, iNaturalist 2018)",
+        (
+            Protocol(("voc07_svm/best/map",), "voc2007", "voc07_svm", ("data.name=voc2007", _ROOT), _VOC),
+            Protocol(
+                ("linear_probe/best/top1",),
+                "places205",
+                "linear_probe",
+                (
+                    "data.name=folder",
+                    "data.root={folder}/train",
+                    "data.test_root={folder}/val",
+                    "data.image_size=224",
+                    "evaluation.epochs=14",
+                ),
+                "places",
+            ),
+            Protocol(
+                ("linear_probe/best/top1",),
+                "inaturalist",
+                "linear_probe",
+                ("data.name=inaturalist", _ROOT, "evaluation.epochs=84"),
+                "inaturalist",
+            ),
+        ),
+        _TRANSFER,
+    ),
     "mgta-table-2": PaperTable(
         "MGTA, Table 2 (VOC07 SVM on res4)",
-        "voc07_svm/b4/map",
-        "voc2007",
-        (
-            ("IAE", "iae-miniimagenet", ()),
-            ("MGTA (k=100)", "mgta-miniimagenet", ("method.clusters=100",)),
-            ("MGTA (k=300)", "mgta-miniimagenet", ("method.clusters=300",)),
-        ),
+        (Protocol(("voc07_svm/b4/map",), "voc2007", "voc07_svm", ("data.name=voc2007", _ROOT), _VOC),),
+        _MGTA,
+    ),
+    "mgta-table-3": PaperTable(
+        "MGTA, Table 3 (detection, body frozen)", (_frozen_body("voc2007"), _frozen_body("voc0712")), _MGTA
     ),
 }
 
 
-def main(arguments: list[str]) -> None:
-    """Train, measure and print; a mistake ends with one message and code 2."""
-    options = _parse(arguments)
-    table = TABLES[options.table]
+@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python"))
+@click.argument("table", type=click.Choice(list(TABLES)))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--rows", help="Some of the table's rows, separated by commas.")
+@click.option("--voc", type=click.Path(path_type=Path), help="The folder that holds VOCdevkit.")
+@click.option("--places", type=click.Path(path_type=Path), help="The folder that holds train/ and val/ of Places205.")
+@click.option("--inaturalist", type=click.Path(path_type=Path), help="The folder of iNaturalist 2018.")
+def reproduce(table: str, overrides: tuple[str, ...], rows: str | None, **folders: Path | None) -> None:
+    """Train, measure and print."""
+    chosen = TABLES[table]
+    wanted = _choose(chosen, rows)
+    missing = {each.option for each in chosen.protocols if each.option is not None and folders[each.option] is None}
+    if missing:
+        listed = ", ".join(f"--{option}" for option in sorted(missing))
+        raise ConfigError(f"{listed}: is required for {table}: {chosen.title}")
+    configs = [load_config(recipe, [*own, *overrides]) for _, recipe, own in wanted]  # mistakes come first
+    found: list[Row] = []
     try:
-        chosen = _choose(table, options.rows)
-        if table.data == "voc2007" and options.voc is None:
-            raise ConfigError("--voc: is required for this table: the folder that holds VOCdevkit/VOC2007")
-        configs = [load_config(recipe, [*own, *options.overrides]) for _, recipe, own in chosen]  # mistakes come first
         with Display() as display:
-            results = []
-            for (row, recipe, own), config in zip(chosen, configs, strict=True):
-                display.show(f"{table.title}: {row}, recipe {' '.join((recipe, *own))}")
-                report = _train(config, display)
-                metrics = (
-                    report.metrics if table.data != "voc2007" else _measure_voc(config, report, options.voc, display)
-                )
-                results.append((row, recipe, metrics, paper_number(table.metric, data=table.data, row=row)))
-    except RaysslError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    _print(table, results, display)
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=TABLES)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--rows", help="some of the table's rows, separated by commas")
-    parser.add_argument("--voc", type=Path, help="the folder that holds VOCdevkit/VOC2007, for mgta-table-2")
-    return parser.parse_args(arguments)
+            for (name, recipe, own), config in zip(wanted, configs, strict=True):
+                found.append(Row(name, " ".join((recipe, *own))))
+                display.show(f"{chosen.title}: {name}, recipe {found[-1].recipe}")
+                _fill(found[-1], config, chosen, folders, display)
+    finally:
+        _print(chosen, found, len(wanted))
 
 
 def _choose(table: PaperTable, rows: str | None) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -140,6 +235,16 @@ def _choose(table: PaperTable, rows: str | None) -> list[tuple[str, str, tuple[s
     return [each for each in table.rows if each[0] in wanted]
 
 
+def _fill(
+    row: Row, config: ExperimentConfig, table: PaperTable, folders: dict[str, Path | None], display: Display
+) -> None:
+    """Train the row's recipe and measure it, a protocol after the other."""
+    report = _train(config, display)
+    for protocol in table.protocols:
+        metrics = report.metrics if protocol.name is None else _measure(row, config, report, protocol, folders, display)
+        row.metrics |= {f"{name}@{protocol.data}": metrics[name] for name in protocol.metrics if name in metrics}
+
+
 def _train(config: ExperimentConfig, display: Display) -> Report:
     done = finished_run(config)
     if done is None:
@@ -148,21 +253,57 @@ def _train(config: ExperimentConfig, display: Display) -> Report:
     return read_run(done.path).report
 
 
-def _measure_voc(trained: ExperimentConfig, report: Report, voc: Path, display: Display) -> dict[str, float]:
-    overrides = ["data.name=voc2007", f"data.root={voc}", f"storage_path={trained.storage_path}"]
-    config, source, _ = load_evaluation(str(report.folder), "voc07_svm", overrides)
+def _measure(
+    row: Row,
+    trained: ExperimentConfig,
+    report: Report,
+    protocol: Protocol,
+    folders: dict[str, Path | None],
+    display: Display,
+) -> dict[str, float]:
+    folder = folders[protocol.option] if protocol.option is not None else None
+    overrides = [each.replace("{folder}", str(folder)) for each in protocol.overrides]
+    overrides += [*(protocol.supervised if row.name == _SUPERVISED else ()), f"storage_path={trained.storage_path}"]
+    assert protocol.name is not None
+    config, source, _ = load_evaluation(str(report.folder), protocol.name, overrides)
+    before = report.folder / "evaluations" / f"{protocol.name}-{config.fingerprint}.json"
+    if before.is_file():
+        display.show(f"measured before: {before}")
+        metrics: dict[str, float] = json.loads(before.read_text())["metrics"]
+        return metrics
     return evaluate(config, source, show=display.show).metrics
 
 
-def _print(
-    table: PaperTable, results: list[tuple[str, str, dict[str, float], PaperNumber | None]], display: Display
-) -> None:
-    shown = Table("row", "recipe", "measured", "paper", "of", title=f"{table.title}, in %", title_justify="left")
-    for row, recipe, metrics, paper in results:
-        measured = f"{100 * metrics[table.metric]:.1f}" if table.metric in metrics else "not measured"
-        cells = (f"{paper.percent:.1f}", f"{paper.table}: {paper.setting}") if paper is not None else ("", "")
-        shown.add_row(row, recipe, measured, *cells)
-    display.console.print(shown)
+def _print(table: PaperTable, rows: list[Row], wanted: int) -> None:
+    """A line for each row and metric; of rows that were not come to there is none."""
+    done = f", {len(rows)} of {wanted} rows" if len(rows) < wanted else ""
+    shown = Table(
+        "row", "recipe", "metric", "measured", "paper", "of", title=f"{table.title}, in %{done}", title_justify="left"
+    )
+    _add_differences(rows)
+    for row in rows:
+        for protocol in table.protocols:
+            for name in protocol.metrics:
+                value = row.metrics.get(f"{name}@{protocol.data}")
+                paper = paper_number(name, data=protocol.data, row=row.name)
+                cells = (f"{paper.percent:.1f}", f"{paper.table}: {paper.setting}") if paper is not None else ("", "")
+                measured = "not measured" if value is None else f"{100 * value:.1f}"
+                shown.add_row(row.name, row.recipe, f"{name} {protocol.data}", measured, *cells)
+    wide_console().print(shown)
+
+
+def _add_differences(rows: list[Row]) -> None:
+    """Table 8's last column: AP75 less that of the supervised network which was measured here."""
+    ap75, delta = f"{_AP75}@voc0712", f"{_DELTA}@voc0712"
+    reference = next((row.metrics[ap75] for row in rows if row.name == _SUPERVISED and ap75 in row.metrics), None)
+    for row in rows:
+        if reference is not None and ap75 in row.metrics:
+            row.metrics[delta] = row.metrics[ap75] - reference
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command, which ends as `rayssl` does: 2 after a mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    cli.main(arguments, command=reproduce)
 
 
 if __name__ == "__main__":

@@ -79,11 +79,11 @@ for _command in (doctor, evaluate, jobs, plan, report, search, submit):
     cli.add_command(_command)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's mistake is one message and exit code 2, an interruption 130 (or 143)."""
+def main(arguments: Sequence[str] | None = None, *, command: click.Command = cli) -> None:
+    """Run a command; a user's mistake is one message and exit code 2, an interruption 130 (or 143)."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except RunStopped as stop:
         click.echo(str(stop), err=True)
         sys.exit(128 + signal.SIGTERM)

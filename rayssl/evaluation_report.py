@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rayssl.evaluate_config import EvaluateConfig
 from rayssl.evaluation.papers import paper_number, paper_numbers
+from rayssl.files import write_whole
 from rayssl.recipe_file import to_plain
 
 HEADER = ("metric", "measured", "paper", "where")
@@ -120,9 +121,9 @@ class EvaluationReport:
             "papers": self.paper_notes(),
             "config": to_plain(self.config),
         }
-        (self.folder / f"{self.stem}.json").write_text(json.dumps(content, indent=1))
+        write_whole(self.folder / f"{self.stem}.json", json.dumps(content, indent=1))
         markdown = self.folder / f"{self.stem}.md"
-        markdown.write_text(self.to_markdown())
+        write_whole(markdown, self.to_markdown())
         return markdown
 
 

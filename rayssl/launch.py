@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from rayssl.addresses import has_secret, without_secrets
 from rayssl.config import ExperimentConfig
 from rayssl.errors import RunStopped
 from rayssl.experiment import initial_encoder, local_runtime, run_experiment
@@ -38,7 +39,7 @@ def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[o
     with run.locked():
         uri = tracking_uri(config.storage_folder)
         tracker = MLflowTracker.open(run.path, uri=uri, notify=show)
-        mark_dead_runs(uri)
+        mark_dead_runs(uri, notify=show)
         show(f"run {run.run_id} in {run.path if run.store is None else run.store.address_of(run.path)}")
         if run.store is not None:
             show(f"its working copy is {run.path}")
@@ -83,7 +84,8 @@ def mlflow_command(storage_path: StoragePath) -> str:
     """The command that opens the MLflow page of all runs, or where the page is if a server has them."""
     uri = tracking_uri(local_folder(storage_path))
     if uri.startswith("http"):
-        return f"the MLflow page is at {uri}"
-    return shlex.join(
-        [str(Path(sys.executable).with_name("mlflow")), "server", "--backend-store-uri", uri, "--port", "5000"]
-    )
+        return f"the MLflow page is at {without_secrets(uri)}"
+    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--port", "5000"]
+    if has_secret(uri):  # which everybody on the machine sees in a command
+        return f"MLFLOW_BACKEND_STORE_URI=$MLFLOW_TRACKING_URI {shlex.join(command)}"
+    return shlex.join([*command[:2], "--backend-store-uri", uri, *command[2:]])

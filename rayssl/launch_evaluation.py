@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from rayssl.addresses import without_secrets
 from rayssl.errors import ConfigError
 from rayssl.evaluate import EXAMPLES, FEATURES, Measurement, check_pictures, run_evaluation
 from rayssl.evaluate_config import EvaluateConfig
@@ -117,7 +118,7 @@ def _record(report: EvaluationReport, source: Source, home: Path, show: Callable
     else:
         tracker = MLflowTracker.attach(home, uri=uri, notify=show)
     if tracker is None:
-        show(f"note: MLflow at {uri} has no record of this run; the result is in {report.folder}")
+        show(f"note: MLflow at {without_secrets(uri)} has no record of this run; the result is in {report.folder}")
         return
     prefix = f"{source.part}/" if source.part else ""
     trained_on = source.defaults.get("data", {}).get("name")

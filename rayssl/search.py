@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayssl.errors import ConfigError
+from rayssl.files import write_whole
 from rayssl.recipe_file import flatten, to_yaml
 from rayssl.report import Report
 from rayssl.runs import RunFolder
@@ -77,7 +78,7 @@ def search(study: Study, *, resume: bool = False, show: Callable[[object], None]
     with RunFolder(folder).locked():
         uri = tracking_uri(study.base.storage_folder)
         tracker = MLflowTracker.open(folder, uri=uri, notify=show)
-        mark_dead_runs(uri)
+        mark_dead_runs(uri, notify=show)
         tracker.close_children("KILLED")
         tracker.log_params({**flatten(study.base), **_study_params(study)})
         show(f"search {folder.name} in {folder}")
@@ -186,7 +187,7 @@ def _conclude(
     if best is not None:
         config = study.config(best.values)
         recipe = folder / "best.yaml"
-        recipe.write_text(_best_recipe(study, folder, best))
+        write_whole(recipe, _best_recipe(study, folder, best))
         if config.evaluations and best.status == "finished":
             show(f"evaluating {best.name}, the best trial ...")
             report = evaluate_winner(config, folder, best.name)
@@ -290,7 +291,7 @@ def _open_folder(study: Study, *, resume: bool, show: Callable[[object], None]) 
         show(f"{newest.name} is not finished: --resume would go on with it; this is a new search")
     try:
         folder.mkdir(parents=True)
-        (folder / _STUDY).write_text(json.dumps(study.as_data(), indent=1))
+        write_whole(folder / _STUDY, json.dumps(study.as_data(), indent=1))
     except OSError as error:
         raise ConfigError(
             f"storage_path: must be a folder that can be written, got {study.base.storage_path} ({error.strerror})"

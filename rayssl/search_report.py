@@ -1,6 +1,7 @@
 """What a search found: its trials as records, tables, pictures, and how much each key matters."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rayssl.files import write_whole
 from rayssl.recipe_file.wording import show
 from rayssl.search_space import Choice, Interval, Study
 
@@ -49,9 +51,7 @@ class TrialRecord:
     def write(self, folder: Path) -> None:
         """Write trial.json into the trial's folder, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "trial.json.partial"
-        partial.write_text(json.dumps(asdict(self), indent=1))
-        partial.rename(folder / "trial.json")
+        write_whole(folder / "trial.json", json.dumps(asdict(self), indent=1))
 
 
 def read_records(folder: Path) -> dict[str, TrialRecord]:
@@ -108,21 +108,20 @@ def name_value(study: Study, key: str, value: Any) -> str:
 
 
 def write_tables(study: Study, records: Sequence[TrialRecord], folder: Path, *, notes: Sequence[str]) -> list[Path]:
-    """Write results.csv, with all digits, and results.md."""
+    """Write results.csv, with all digits, and results.md, which says that the search is finished: it comes last."""
     keys = [each.key for each in study.space.keys]
     columns = ["trial", "status", "epoch", "epochs", "reused_epochs", study.tune.metric, "seconds", *keys, "message"]
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        for record in records:
-            values = {
-                key: value if isinstance(value, str) else json.dumps(value) for key, value in record.values.items()
-            }
-            writer.writerow({**asdict(record), **values, "trial": record.name, study.tune.metric: record.value})
+    sheet = io.StringIO(newline="")
+    writer = csv.DictWriter(sheet, columns, extrasaction="ignore")
+    writer.writeheader()
+    for record in records:
+        values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in record.values.items()}
+        writer.writerow({**asdict(record), **values, "trial": record.name, study.tune.metric: record.value})
+    write_whole(folder / "results.csv", sheet.getvalue())
     header, rows = table(study, records)
     lines = [f"# {study.name}", "", *(f"- {note}" for note in notes), ""]
     lines += [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-    (folder / "results.md").write_text("\n".join(lines) + "\n")
+    write_whole(folder / "results.md", "\n".join(lines) + "\n")
     return [folder / "results.csv", folder / "results.md"]
 
 

@@ -6,12 +6,12 @@ import os
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
 
+from rayssl.addresses import has_secret, without_secrets
 from rayssl.errors import ConfigError
 
 LOCK = ".lock"
 """File by which the process that writes a run's folder keeps others on its machine out."""
 _SCHEMES = ("s3", "gs", "file")
-_SECRETS = ("secret", "access_key", "token")
 
 StoragePath = Path | str
 """A folder, or the address of an object store."""
@@ -42,6 +42,8 @@ def checked_address(address: str) -> str:
     Raises:
         ValueError: If it can't be one.
     """
+    if has_secret(address):  # first of all, since the other messages repeat the address
+        raise ValueError("must name no key or password, since it is written into every run; set AWS_ACCESS_KEY_ID, ...")
     parts = urlsplit(address)
     if parts.scheme not in _SCHEMES:
         raise ValueError(
@@ -50,8 +52,6 @@ def checked_address(address: str) -> str:
         )
     if (parts.scheme == "file") == bool(parts.netloc) or ".." in parts.path.split("/"):
         raise ValueError(f"must be such as s3://bucket/runs, or file:///folder/runs, got {address}")
-    if "@" in parts.netloc or any(word in parts.query.lower() for word in _SECRETS):
-        raise ValueError("must name no key or password, since it is written into every run; set AWS_ACCESS_KEY_ID, ...")
     return urlunsplit(parts._replace(path=parts.path.rstrip("/")))
 
 
@@ -90,7 +90,7 @@ def split_run_address(address: str) -> tuple[str, str]:
     name = "/".join(path.parts[-2:] if is_part else path.parts[-1:])
     store = urlunsplit(urlsplit(address)._replace(path=str(path.parents[1 if is_part else 0]).rstrip("/")))
     if not path.name or (is_part and len(path.parts) < 3):
-        raise ConfigError(f"run '{address}': must end in a run's id, such as s3://bucket/runs/ID")
+        raise ConfigError(f"run '{without_secrets(address)}': must end in a run's id, such as s3://bucket/runs/ID")
     return str(parse_storage_path(store)), name
 
 

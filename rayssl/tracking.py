@@ -9,11 +9,16 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from rayssl.addresses import sentence_without_secrets, without_secrets
 from rayssl.errors import ClusterError
+from rayssl.files import write_whole
+from rayssl.processes import is_dead, this_process
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,10 +30,13 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a stage
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 EXPERIMENT = "rayssl"
 _STATE = "mlflow.json"
+_PROCESS = "rayssl.process"
 _MOST_PARAMS = 100  # that a request may carry
+_WAY_OUT = "Start the server, or correct or unset MLFLOW_TRACKING_URI."
 _PATIENCE = 120.0
 """Seconds that the end of a run waits for a server that is away."""
 
@@ -36,24 +44,34 @@ Notify = Callable[[str], None]
 
 
 def tracking_uri(storage_path: Path) -> str:
-    """The server that MLFLOW_TRACKING_URI names, or a database in the folder of all runs."""
+    """The server that MLFLOW_TRACKING_URI names, or a database in the folder of all runs.
+
+    It may carry a password: show it by `without_secrets` alone.
+    """
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage_path.expanduser().resolve() / 'mlflow.db'}"
 
 
-def check_server(uri: str) -> None:
-    """Find out whether a tracking server answers and can be written; leaves nothing behind.
+def check_server(uri: str) -> str:
+    """Find out whether a tracking server answers and takes numbers and files; gives the address of the latter.
+
+    The file is deleted for good, the run as far as MLflow deletes one: until `mlflow gc` it is in the server's bin. Its
+    experiment, rayssl-doctor, stays.
 
     Raises:
         ClusterError: If not.
     """
     try:
         client = _connect(uri)
-        experiment_id = client.create_experiment(f"{EXPERIMENT}-doctor-{os.getpid()}-{time.time_ns()}")
-        client.delete_experiment(experiment_id)
+        run = client.create_run(_experiment_id(client, f"{EXPERIMENT}-doctor")).info
+        try:
+            client.log_metric(run.run_id, "doctor", 1.0)
+            _check_artifacts(client, run.run_id, run.artifact_uri, uri)
+        finally:
+            client.delete_run(run.run_id)
+        return str(run.artifact_uri)
     except _away() as error:
         raise ClusterError(
-            f"MLflow at {uri}: can't be reached or written ({_reason(error)}). Start the server, or correct or unset "
-            "MLFLOW_TRACKING_URI."
+            f"MLflow at {without_secrets(uri)}: can't be reached or written ({_reason(error, uri)}). {_WAY_OUT}"
         ) from None
 
 
@@ -88,30 +106,37 @@ class MLflowTracker:
             tracker._remember()
             client = _connect(uri)
             client.update_run(tracker.run_id, status="RUNNING")
-            for name, value in (("rayssl.host", socket.gethostname()), ("rayssl.pid", str(os.getpid()))):
+            tags = {"rayssl.host": socket.gethostname(), "rayssl.pid": str(os.getpid()), _PROCESS: this_process()}
+            for name, value in tags.items():
                 client.set_tag(tracker.run_id, name, value)
             return tracker
         except _away() as error:
             raise ClusterError(
-                f"MLflow at {uri}: can't be reached ({_reason(error)}). Start the server, or correct or unset "
-                "MLFLOW_TRACKING_URI."
+                f"MLflow at {without_secrets(uri)}: can't be reached ({_reason(error, uri)}). {_WAY_OUT}"
             ) from None
 
     @classmethod
     def attach(cls, folder: Path, *, uri: str, notify: Notify = warnings.warn) -> "MLflowTracker | None":
-        """The record that `folder` remembers, None if it has none on this server. Sends nothing."""
-        state = json.loads((folder / _STATE).read_text()) if (folder / _STATE).exists() else {}
-        if state.get("uri") != uri:
+        """The record that `folder` remembers, None if it has none on this server. Sends nothing.
+
+        Args:
+            folder: The run's folder.
+            uri: The tracking server or database, or what another tracker's `uri` is: a password that this lacks is
+                taken from MLFLOW_TRACKING_URI.
+            notify: Told when the server goes away later on.
+        """
+        state = _read_state(folder / _STATE, notify)
+        if state is None or without_secrets(state.uri) != without_secrets(uri):
             return None
-        tracker = cls(_Outbox(uri, notify), folder=folder, run_id=state["run_id"])
-        for name, run_id in state["children"].items():
+        tracker = cls(_Outbox(_with_secrets(uri), notify), folder=folder, run_id=state.run_id)
+        for name, run_id in state.children.items():
             tracker._children[name] = cls(tracker._outbox, folder=folder, run_id=run_id)
         return tracker
 
     @property
     def uri(self) -> str:
-        """The tracking server or database."""
-        return self._outbox.uri
+        """The tracking server or database, without a password."""
+        return without_secrets(self._outbox.uri)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record parameters by their dotted keys; those that are recorded already stay as they are."""
@@ -210,8 +235,37 @@ class MLflowTracker:
 
     def _remember(self) -> None:
         children = {name: child.run_id for name, child in self._children.items() if child.run_id}
-        state = {"uri": self.uri, "run_id": self.run_id, "children": children}
-        (self._folder / _STATE).write_text(json.dumps(state, indent=1))
+        state = _State(self.uri, str(self.run_id), children)
+        write_whole(self._folder / _STATE, json.dumps(asdict(state), indent=1))
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a run's folder remembers of its record."""
+
+    uri: str
+    """Without a password."""
+    run_id: str
+    children: dict[str, str]
+    """Ids by name."""
+
+
+def _read_state(path: Path, notify: Notify) -> _State | None:
+    """None if there is none, or it is damaged, as by a kill or a disk that was full."""
+    if not path.exists():
+        return None
+    try:
+        state = _State(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        state = None
+    if (
+        state is None
+        or not isinstance(state.children, dict)
+        or not all(isinstance(each, str) for each in (state.uri, state.run_id, *state.children.values()))
+    ):
+        notify(f"{path}: is damaged, so that the record in MLflow which it named can't be gone on with")
+        return None
+    return state
 
 
 class _Outbox:
@@ -233,8 +287,8 @@ class _Outbox:
         except _away() as error:
             if not self._is_away:
                 self._notify(
-                    f"MLflow at {self.uri} can't be reached ({_reason(error)}); training goes on, records are kept "
-                    "and sent later"
+                    f"MLflow at {without_secrets(self.uri)} can't be reached ({_reason(error, self.uri)}); "
+                    "training goes on, records are kept and sent later"
                 )
             self._is_away = True
 
@@ -246,21 +300,36 @@ class _Outbox:
             self.send(lambda client: None)
         if self._waiting:
             self._notify(
-                f"MLflow at {self.uri} is still away: {len(self._waiting)} records are lost; the run's folder has all"
+                f"MLflow at {without_secrets(self.uri)} is still away: {len(self._waiting)} records are lost; the "
+                "run's folder has all"
             )
 
 
-def mark_dead_runs(uri: str) -> None:
-    """Mark as killed the runs that a process of this machine left open when it died without a word."""
-    client = _connect(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return
+def mark_dead_runs(uri: str, *, notify: Notify = warnings.warn) -> None:
+    """Mark as killed the runs that a process of this machine left open when it died without a word.
+
+    Left alone are those of other containers, which may bear this one's name and can't be looked into, and those from
+    before the machine was started: when they go on, they are marked anew.
+
+    Args:
+        uri: The tracking server or database.
+        notify: Told if it can't be reached; nothing is marked then.
+    """
     query = f"attributes.status = 'RUNNING' and tags.`rayssl.host` = '{socket.gethostname()}'"
-    for run in client.search_runs([experiment.experiment_id], query):
-        if not Path(f"/proc/{run.data.tags['rayssl.pid']}").exists():
-            _close_children(client, run.info.run_id, "KILLED")
-            client.set_terminated(run.info.run_id, "KILLED")
+    try:
+        client = _connect(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return
+        for run in client.search_runs([experiment.experiment_id], query):
+            if is_dead(run.data.tags.get(_PROCESS, "")):
+                _close_children(client, run.info.run_id, "KILLED")
+                client.set_terminated(run.info.run_id, "KILLED")
+    except _away() as error:
+        notify(
+            f"MLflow at {without_secrets(uri)} can't be reached ({_reason(error, uri)}); runs whose process died stay "
+            "marked as running"
+        )
 
 
 def _close_children(client: "MlflowClient", run_id: str, status: str) -> None:
@@ -272,13 +341,41 @@ def _close_children(client: "MlflowClient", run_id: str, status: str) -> None:
 
 def _create_run(uri: str, folder: Path) -> str:
     client = _connect(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is not None:
-        experiment_id = experiment.experiment_id
-    else:
-        location = str(folder.parent / "mlartifacts") if uri.startswith("sqlite:") else None
-        experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
+    location = str(folder.parent / "mlartifacts") if uri.startswith("sqlite:") else None
+    experiment_id = _experiment_id(client, EXPERIMENT, location=location)
     return str(client.create_run(experiment_id, run_name=folder.name).info.run_id)
+
+
+def _experiment_id(client: "MlflowClient", name: str, *, location: str | None = None) -> str:
+    """The experiment of a name: as it is, brought back from the bin, or new, though others may make it just now."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def _check_artifacts(client: "MlflowClient", run_id: str, artifact_uri: str, uri: str) -> None:
+    """Send a file, bring it back and delete it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with TemporaryDirectory() as folder:
+        sent = Path(folder, "doctor.txt")
+        sent.write_text(run_id)
+        client.log_artifact(run_id, str(sent))
+        got = Path(client.download_artifacts(run_id, sent.name, str(Path(folder))))
+        if got.read_text() != run_id:
+            raise MlflowException(f"{artifact_uri} gives back another file than was sent")
+    get_artifact_repository(artifact_uri, tracking_uri=uri).delete_artifacts()
 
 
 @cache
@@ -291,11 +388,22 @@ def _connect(uri: str) -> "MlflowClient":
 
 
 def _away() -> tuple[type[Exception], ...]:
-    """What MLflow raises when its server or database can't be used; the errors of requests are OSErrors."""
+    """What MLflow raises when its server or database can't be used.
+
+    The errors of requests are OSErrors; a database whose driver isn't installed is an ImportError.
+    """
     from mlflow.exceptions import MlflowException
 
-    return (MlflowException, OSError)
+    return (MlflowException, OSError, ImportError)
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+def _with_secrets(uri: str) -> str:
+    """The address of which a tracker has shown `uri`: its password is in this process's environment, if anywhere."""
+    own = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return own if without_secrets(own) == uri else uri
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """The first line; MLflow puts the whole address that it was given into it."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return sentence_without_secrets(line, uri)[:200]

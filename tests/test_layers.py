@@ -16,6 +16,8 @@ LAYERS = {
     "object_store": 1,
     "stopping": 0,
     "schema": 0,
+    "files": 0,
+    "processes": 0,
     "losses": 1,
     "collectives": 1,
     "clustering": 1,

@@ -6,22 +6,28 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from rayssl.addresses import without_secrets
+from rayssl.cli import main
 from rayssl.errors import ClusterError
 from rayssl.experiment import run_experiment
-from rayssl.launch import pretrain
+from rayssl.launch import mlflow_command, pretrain
+from rayssl.processes import this_process
 from rayssl.recipe_file import flatten
 from rayssl.runs import open_run
-from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
+from rayssl.tracking import MLflowTracker, _reason, mark_dead_runs, tracking_uri
 from tests.conftest import SMALL, SmallRun
 from tests.test_experiment import DyingRuntime, Interrupted
 
@@ -232,3 +238,135 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything(small_run: Small
 def test_without_a_tracker_nothing_is_recorded(small_run: SmallRun) -> None:
     run_experiment(small_run.config())
     assert not (small_run.storage / "mlflow.db").exists()
+
+
+def test_a_password_in_the_servers_address_is_left_nowhere(
+    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Training, a measurement, the doctor and a server that is gone: what is written, printed, recorded."""
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:XYZ%5AY@127.0.0.1:{port}")
+    with server(tmp_path / "server", port):
+        main(["pretrain", "demo-psl", *SMALL, f"storage_path={small_run.storage}"])
+        (run,) = small_run.storage.glob("demo-psl-*")
+        main(["evaluate", str(run), "--protocol", "knn", f"storage_path={small_run.storage}"])
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:XYZ%5AY@localhost:{port}")
+        main(["evaluate", str(run), "--protocol", "knn", f"storage_path={small_run.storage}"])  # no record there
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        experiments = [each.experiment_id for each in client.search_experiments()]
+        records = [str(each.to_dictionary()) for each in client.search_runs(experiments)]
+        assert any("knn/k20/top1" in each for each in records)
+        with pytest.raises(SystemExit):
+            main(["doctor", "--storage", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main(["pretrain", "demo-psl", *SMALL, "name=other", f"storage_path={small_run.storage}"])
+    shown = "".join(capfd.readouterr())
+    assert f"the MLflow page is at http://***@127.0.0.1:{port}" in shown
+    assert f"MLflow at http://***@localhost:{port} has no record of this run" in shown
+    assert f"MLflow at http://***@localhost:{port}: can't be reached (API request to http://***@localhost" in shown
+    files = [
+        path.read_bytes()
+        for path in [*small_run.storage.rglob("*"), *(tmp_path / "server").rglob("*")]
+        if path.is_file()
+    ]
+    for text in [shown, *records, *(content.decode(errors="ignore") for content in files)]:
+        assert not any(secret in text for secret in ("somebody", "XYZ%5AY", "XYZZY"))
+
+
+def test_a_tracker_is_taken_up_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a worker, whose settings can be read on the dashboard; the server refuses whoever has no password."""
+    with password_server("me:XYZZY") as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        (tmp_path / "mlflow.json").write_text(json.dumps({"uri": uri, "run_id": "1", "children": {}}))
+        tracker = MLflowTracker.attach(tmp_path, uri=uri)
+        assert tracker is not None
+        told: list[str] = []
+        worker = MLflowTracker.attach(tmp_path, uri=tracker.uri, notify=told.append)
+        assert worker is not None
+        worker.set_tags({"a": "b"})
+        assert told == []
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        stranger = MLflowTracker.attach(tmp_path, uri=tracker.uri, notify=told.append)
+        assert stranger is not None
+        stranger.set_tags({"a": "b"})
+        assert "401" in told[0]
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "XYZZY")
+        plain = without_secrets(uri).replace("***@", "")
+        (tmp_path / "mlflow.json").write_text(json.dumps({"uri": plain, "run_id": "1", "children": {}}))
+        documented = MLflowTracker.attach(tmp_path, uri=plain, notify=told.append)
+        assert documented is not None
+        documented.set_tags({"a": "b"})
+        assert len(told) == 1
+
+
+@contextmanager
+def password_server(user_info: str) -> Iterator[str]:
+    """Answers every request with {} if it brings the right name and password; gives its address, which has them."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            right = self.headers["Authorization"] == f"Basic {b64encode(user_info.encode()).decode()}"
+            self.send_response(200 if right else 401)
+            self.end_headers()
+            self.wfile.write(b"{}" if right else b"You are not authenticated.")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    found = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=found.serve_forever)
+    thread.start()
+    try:
+        yield f"http://{user_info}@127.0.0.1:{found.server_port}"
+    finally:
+        found.shutdown()
+        thread.join()
+        found.server_close()
+
+
+def test_the_command_that_opens_mlflow_shows_no_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:XYZZY@127.0.0.1/db")
+    assert mlflow_command(tmp_path).startswith("MLFLOW_BACKEND_STORE_URI=$MLFLOW_TRACKING_URI ")
+    assert "XYZZY" not in mlflow_command(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql:///db")
+    assert "--backend-store-uri postgresql:///db" in mlflow_command(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"uri": "sqlite', "[]", "{}", '{"uri": 1, "run_id": "a", "children": []}', "\xff"]
+)
+def test_a_damaged_memory_of_the_record_is_one_warning_and_a_new_record(tmp_path: Path, content: str) -> None:
+    """As after a kill or on a disk that was full, when it was not yet renamed into place."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    first = MLflowTracker.open(tmp_path, uri=uri)
+    (tmp_path / "mlflow.json").write_text(content, encoding="latin-1")
+    told: list[str] = []
+    second = MLflowTracker.open(tmp_path, uri=uri, notify=told.append)
+    assert second.run_id != first.run_id
+    assert len(told) == 1
+    assert "mlflow.json: is damaged" in told[0]
+    third = MLflowTracker.open(tmp_path, uri=uri, notify=told.append)
+    assert third.run_id == second.run_id
+
+
+def test_dead_runs_are_looked_for_without_raising_into_the_run() -> None:
+    """Also where an error says nothing."""
+    told: list[str] = []
+    mark_dead_runs("http://127.0.0.1:1", notify=told.append)
+    assert len(told) == 1
+    assert "can't be reached" in told[0]
+    assert _reason(OSError(""), "http://127.0.0.1:1") == "OSError"
+
+
+def test_a_run_of_another_container_with_this_ones_name_is_left_alone(small_run: SmallRun) -> None:
+    """Its PID is nobody's here, or somebody else's."""
+    run = open_run(small_run.config())
+    uri = tracking_uri(small_run.storage)
+    tracker = MLflowTracker.open(run.path, uri=uri)
+    boot, _, _, start = this_process().split()
+    for mark in (f"{boot} pid:[1] 4194305 {start}", f"{boot} pid:[1] {os.getpid()} 1", ""):
+        tracker.set_tags({"rayssl.process": mark, "rayssl.pid": "4194305"})
+        mark_dead_runs(uri)
+        assert set(_statuses(small_run).values()) == {"RUNNING"}

@@ -7,7 +7,10 @@ import click
 
 
 @click.command()
-@click.option("--address", help="A Ray head to look at, HOST:PORT; left out: RAY_ADDRESS, or none.")
+@click.option(
+    "--address",
+    help="A Ray head to look at, HOST:PORT, or its dashboard, http://HOST:PORT; left out: RAY_ADDRESS, or none.",
+)
 @click.option("--storage", default="runs", show_default=True, help="A folder, or s3://BUCKET/FOLDER.")
 @click.option("--data", "data_root", type=click.Path(path_type=Path), help="A folder of pictures to try.")
 def doctor(address: str | None, storage: str, data_root: Path | None) -> None:

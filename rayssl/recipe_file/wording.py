@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from rayssl.addresses import sentence_without_secrets
+
 Keys = tuple[str | int, ...]
 """The way from the whole recipe to one place in it: keys of sections and indices of lists."""
 
@@ -41,6 +43,7 @@ def _render(value: Any) -> str:
 
 
 def shorten(text: str) -> str:
-    """Escape what can't be seen, and cut what is longer than 60 characters."""
-    visible = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    """Mask passwords in addresses, escape what can't be seen, and cut what is longer than 60 characters."""
+    shown = sentence_without_secrets(text)
+    visible = "".join(character if character.isprintable() else repr(character)[1:-1] for character in shown)
     return visible if len(visible) <= _MAX_SHOWN else f"{visible[: _MAX_SHOWN - 3]}..."
