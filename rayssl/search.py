@@ -1,19 +1,18 @@
 """From a study to a finished search: its folder, its record in MLflow, its trials, the winner and what it is worth."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayssl.errors import ConfigError
+from rayssl.errors import RunStopped
 from rayssl.files import write_whole
 from rayssl.recipe_file import flatten, to_yaml
 from rayssl.report import Report
 from rayssl.runs import RunFolder
+from rayssl.search_folder import open_search
 from rayssl.search_report import (
     TrialRecord,
     best_trial,
@@ -23,11 +22,10 @@ from rayssl.search_report import (
     write_tables,
 )
 from rayssl.search_space import Study, Values, total_epochs
-from rayssl.storage import is_address
+from rayssl.stopping import asked_to_stop
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 
-_STUDY, _RESULT = "study.json", "results.md"
-_NOT_RECORDED = {"time_total_s", "timestamp", "pid", "training_iteration", "iterations_since_restore"}
+_NOT_RECORDED = {"done", "time_total_s", "timestamp", "pid", "training_iteration", "iterations_since_restore"}
 
 
 @dataclass(frozen=True)
@@ -59,22 +57,28 @@ class SearchResult:
     notes: list[str]
 
 
-def search(study: Study, *, resume: bool = False, show: Callable[[object], None] = print) -> SearchResult:
+def search(
+    study: Study, *, resume: bool = False, fresh: bool = False, show: Callable[[object], None] = print
+) -> SearchResult:
     """Run a study's trials, evaluate the best one and write down what was found.
+
+    Goes on with the newest search of this study if that is not finished. SIGTERM ends it, its trials with checkpoints.
 
     Args:
         study: What is searched.
-        resume: Go on with the newest search of this study that is not finished.
+        resume: Refuse to begin a new search.
+        fresh: Begin a new search even if there is one to go on with.
         show: Called with a `TrialEvent` for each thing that happens, and with sentences for the person who waits.
 
     Raises:
-        ConfigError: If there is nothing to go on with, or another process searches there.
+        ConfigError: If there is nothing to go on with and `resume` is set, or another process searches there.
         ClusterError: If the cluster or the tracking server can't be reached.
+        RunStopped: If it was asked to stop; the same call goes on.
         RaysslError: What the evaluation of the winner raised.
     """
     from rayssl.cluster.tune import run_trials, search_cluster
 
-    folder = _open_folder(study, resume=resume, show=show)
+    folder, goes_on = open_search(study, resume=resume, fresh=fresh, show=show)
     with RunFolder(folder).locked():
         uri = tracking_uri(study.base.storage_folder)
         tracker = MLflowTracker.open(folder, uri=uri, notify=show)
@@ -83,11 +87,15 @@ def search(study: Study, *, resume: bool = False, show: Callable[[object], None]
         tracker.log_params({**flatten(study.base), **_study_params(study)})
         show(f"search {folder.name} in {folder}")
         book = _Book(study, folder, tracker, show)
+        if goes_on:
+            over = sum(record.status != "running" for record in book.records.values())
+            show(f"going on with it: {over} of {book.num_trials} trials are over")
         try:
             with search_cluster(study):
-                run_trials(study, folder, listener=book, resume=resume)
+                with asked_to_stop() as asked:
+                    run_trials(study, folder, listener=book, resume=goes_on, asked_to_stop=asked)
                 return _conclude(study, folder, tracker, book, show)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, RunStopped):
             tracker.finish("KILLED")
             raise
         except BaseException:
@@ -141,6 +149,10 @@ class _Book:
             numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
             self._children[name].log_metrics(numbers, step=record.epoch)
         self._tell("measured", record)
+
+    def said(self, name: str, sentence: str) -> None:
+        """Something happened to a trial that a person wants to know."""
+        self._show(f"trial {name}: {sentence}")
 
     def ended(self, name: str, mistake: str | None) -> None:
         """A trial is over; told again at the end of all trials, and then only what is new is kept."""
@@ -266,42 +278,3 @@ def _study_params(study: Study) -> dict[str, Any]:
 
 def _is_ours(key: str) -> bool:
     return key not in _NOT_RECORDED and not key.startswith(("config", "time_", "node_", "checkpoint_"))
-
-
-def _open_folder(study: Study, *, resume: bool, show: Callable[[object], None]) -> Path:
-    """The search's folder: a new one, or with `resume` the newest of this study, which must not be finished."""
-    if is_address(study.base.storage_path):
-        raise ConfigError(
-            f"storage_path: a search needs a folder that all nodes see, since its trials leave stages for each other "
-            f"there, got {study.base.storage_path}. Mount the object store (Mountpoint for S3, gcsfuse) on every node "
-            "and give the mount's path"
-        )
-    base = study.base.storage_folder.expanduser().resolve() / f"search-{study.name}-{_fingerprint(study)}"
-    newest, number = base, 1
-    while (following := base.with_name(f"{base.name}-{number + 1}")).exists():
-        newest, number = following, number + 1
-    if resume:
-        if not (newest / _STUDY).exists():
-            raise ConfigError(f"--resume: there is no search of this study in {base.parent}. Leave --resume out")
-        if (newest / _RESULT).exists():
-            raise ConfigError(f"--resume: {newest} is finished. Leave --resume out to search anew")
-        return newest
-    folder = following if newest.exists() else newest
-    if newest.exists() and not (newest / _RESULT).exists():
-        show(f"{newest.name} is not finished: --resume would go on with it; this is a new search")
-    try:
-        folder.mkdir(parents=True)
-        write_whole(folder / _STUDY, json.dumps(study.as_data(), indent=1))
-    except OSError as error:
-        raise ConfigError(
-            f"storage_path: must be a folder that can be written, got {study.base.storage_path} ({error.strerror})"
-        ) from None
-    return folder
-
-
-def _fingerprint(study: Study) -> str:
-    """Eight hex digits that two studies share only if they agree in all but where runs are stored."""
-    data = study.as_data()
-    with suppress(KeyError):
-        del data["experiment"]["storage_path"]
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]

@@ -36,6 +36,7 @@ LAYERS = {
     "runs": 4,
     "report": 4,
     "search_space": 4,
+    "search_folder": 4,
     "search_report": 4,
     "open_data": 4,
     "run_state": 5,

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +13,17 @@ from typing import Any
 import ray
 import ray.train
 from ray import tune
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayssl.cluster.environment import enter_directory
 from rayssl.cluster.proposals import TRIAL
-from rayssl.cluster.trial_runtime import FinishedRuntime, GroupTrialRuntime, TrialRuntime
+from rayssl.cluster.runtime import ProgressBoard, TellLosses
+from rayssl.cluster.search_board import StopQuestion, find_board
+from rayssl.cluster.trial_runtime import FinishedRuntime, GroupTrialRuntime, TrialRuntime, write_log
 from rayssl.config import ExperimentConfig
-from rayssl.errors import CheckpointError, RaysslError
+from rayssl.errors import CheckpointError, RaysslError, RunStopped
 from rayssl.experiment import run_experiment
 from rayssl.recipe_file import to_yaml
 from rayssl.report import Report
@@ -25,6 +32,7 @@ from rayssl.search_space import StageStore, Study, total_epochs
 MISTAKE = "mistake.json"
 """File of a trial's folder: why it can't go on."""
 _STAGES = "stages"
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,11 @@ class _Trial:
     stages: Path | None
     """Where trials leave their stages for each other; None: nowhere."""
 
+    @property
+    def store(self) -> StageStore | None:
+        """The stages of all trials; None: there are none to share."""
+        return StageStore(self.stages, self.config) if self.stages is not None else None
+
 
 def run_trial(study: Study, folder: Path, values: dict[str, Any]) -> None:
     """What Tune runs. A user's mistake is written down, so that it is not tried again as if a node had been lost."""
@@ -44,6 +57,7 @@ def run_trial(study: Study, folder: Path, values: dict[str, Any]) -> None:
     own = folder / "trials" / name
     own.mkdir(parents=True, exist_ok=True)
     (own / MISTAKE).unlink(missing_ok=True)
+    board = find_board(folder)
     try:
         full = study.config({key: value for key, value in values.items() if key != TRIAL})
         config = full.model_copy(update={"evaluations": ()})  # the winner alone meets the test pictures
@@ -51,9 +65,13 @@ def run_trial(study: Study, folder: Path, values: dict[str, Any]) -> None:
         stages = folder / _STAGES if study.reuse and study.tune.scheduler != "pbt" else None
         trial = _Trial(config, own, study.tune.metric, stages)
         if config.cluster.most_workers > 1:
-            _train_in_group(trial)
+            _train_in_group(trial, board)
         else:
-            _train_here(trial)
+            _train_here(trial, board)
+    except RunStopped:
+        board.note_stopped.remote(name)
+        while True:  # a trial that returns is one that came to its end; the driver ends this process
+            time.sleep(_POLL_SECONDS)
     except RaysslError as error:
         (own / MISTAKE).write_text(json.dumps(str(error)))
     finally:
@@ -87,7 +105,7 @@ def evaluate_winner(config: ExperimentConfig, folder: Path, name: str) -> Report
     return report
 
 
-def _train_here(trial: _Trial) -> None:
+def _train_here(trial: _Trial, board: Any) -> None:
     settings = trial.config.cluster
     runtime = TrialRuntime(
         trial.folder,
@@ -95,12 +113,13 @@ def _train_here(trial: _Trial) -> None:
         use_gpu=settings.gpus_per_worker > 0,
         metric=trial.metric,
         epochs=total_epochs(trial.config),
-        store=StageStore(trial.stages, trial.config) if trial.stages else None,
+        store=trial.store,
+        is_asked_to_stop=StopQuestion(board),
     )
     run_experiment(trial.config, runtime)
 
 
-def _train_in_group(trial: _Trial) -> None:
+def _train_in_group(trial: _Trial, search_board: Any) -> None:
     class TellTune(TuneReportCallback):
         """Tells Tune of the epochs that measured the metric."""
 
@@ -108,36 +127,78 @@ def _train_in_group(trial: _Trial) -> None:
             if trial.metric in metrics[0]:
                 super().after_report(run_context, metrics, None)
 
-    store = StageStore(trial.stages, trial.config) if trial.stages else None
-    settings = trial.config.cluster
+    store, settings = trial.store, trial.config.cluster
+    # On this node: if it is lost, so is the trial, and with it all that would look at the board.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
     resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
     trainer = TorchTrainer(
         _work_in_group,
-        train_loop_config={"trial": trial, "directory": Path.cwd(), "start": store.find() if store else None},
+        torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),
+        train_loop_config={
+            "trial": trial,
+            "directory": Path.cwd(),
+            "start": store.find() if store is not None else None,
+            "board": board,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=str(trial.folder),
-            callbacks=[TellTune()],
+            callbacks=[TellTune(), TellLosses(board)],
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+    with _passed_on(trial, board, search_board):
+        try:
+            is_stopped = trainer.fit().return_value
+        except ray.train.TrainingFailedError:
+            if not (trial.folder / MISTAKE).exists():
+                raise
+            return
+    if is_stopped:
+        raise RunStopped("the search was stopped")
+
+
+@contextmanager
+def _passed_on(trial: _Trial, board: Any, search_board: Any) -> Iterator[None]:
+    """Bring word from the workers' board to the search's, and the other way that they shall stop."""
+    done, stopping = threading.Event(), StopQuestion(search_board)
+
+    def take() -> None:
+        if stopping():
+            board.stop.remote()
+        for sentence in ray.get(board.take.remote()):
+            write_log(trial.folder, sentence)
+            search_board.post.remote(trial.folder.name, sentence)
+
+    def poll() -> None:
+        while not done.wait(_POLL_SECONDS):
+            take()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
     try:
-        trainer.fit()
-    except ray.train.TrainingFailedError:
-        if not (trial.folder / MISTAKE).exists():
-            raise
+        yield
+    finally:
+        done.set()
+        thread.join()
+        take()
 
 
-def _work_in_group(arguments: dict[str, Any]) -> None:
-    """What each of a trial's workers runs; a mistake ends them all, since the others would wait for this one."""
+def _work_in_group(arguments: dict[str, Any]) -> bool:
+    """What each of a trial's workers runs; a mistake ends them all, since the others would wait for this one.
+
+    Returns:
+        Whether they were asked to stop.
+    """
     trial: _Trial = arguments["trial"]
     if (trial.folder / MISTAKE).exists():  # started again, as if a worker had been lost
-        return
+        return False
     enter_directory(arguments["directory"])
     try:
         runtime = GroupTrialRuntime(
@@ -145,9 +206,15 @@ def _work_in_group(arguments: dict[str, Any]) -> None:
             num_threads=trial.config.cluster.cpus_per_worker,
             epochs=total_epochs(trial.config),
             start=arguments["start"],
-            store=StageStore(trial.stages, trial.config) if trial.stages else None,
+            store=trial.store,
+            metric=trial.metric,
+            board=arguments["board"],
+            bucket_mib=trial.config.cluster.bucket_mib,
         )
         run_experiment(trial.config, runtime)
+        return False
+    except RunStopped:  # raised by all workers, so that none is waited for
+        return True
     except RaysslError as error:
         (trial.folder / MISTAKE).write_text(json.dumps(str(error)))
         raise

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 from rayssl.cluster.environment import ray_cluster
 from rayssl.config import ClusterConfig
+from rayssl.errors import RunStopped
 from rayssl.search_space import Study, Values, total_epochs
 
 _SETTINGS = {
@@ -31,6 +33,9 @@ class Listener(Protocol):
     def measured(self, name: str, values: Values, row: Values) -> None:
         """An epoch of a trial measured the metric; with pbt the values may have changed."""
 
+    def said(self, name: str, sentence: str) -> None:
+        """Something happened to a trial that a person wants to know, such as a lost worker."""
+
     def ended(self, name: str, mistake: str | None) -> None:
         """A trial is over: at its end, stopped early, or with a mistake."""
 
@@ -49,7 +54,7 @@ def search_cluster(study: Study) -> Iterator[None]:
         yield
 
 
-def run_trials(study: Study, folder: Path, *, listener: Listener, resume: bool) -> None:
+def run_trials(study: Study, folder: Path, *, listener: Listener, resume: bool, asked_to_stop: threading.Event) -> None:
     """Run all trials of a study, or those that are left; inside `search_cluster`.
 
     Args:
@@ -57,13 +62,16 @@ def run_trials(study: Study, folder: Path, *, listener: Listener, resume: bool) 
         folder: The search's folder, on a file system that all nodes see.
         listener: Told of the trials.
         resume: Go on with what `folder` holds; finished and stopped trials stay as they are.
+        asked_to_stop: Set when the search shall stop.
 
     Raises:
         ConfigError: If the study needs optuna and it is not installed.
+        RunStopped: If it was asked to stop; trials have written checkpoints, as far as there was time for that.
     """
     from ray import tune
 
-    from rayssl.cluster.callback import Announcer, describe_crash, read_mistake
+    from rayssl.cluster.callback import Announcer, Desk, describe_crash, read_mistake
+    from rayssl.cluster.search_board import opened_board
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a crashed trial is told by the listener
     # Tune would make one trial at a time, each only once the one before has started.
@@ -77,11 +85,14 @@ def run_trials(study: Study, folder: Path, *, listener: Listener, resume: bool) 
     else:
         shutil.rmtree(state, ignore_errors=True)
         tuner = _make_tuner(study, folder, trainable)
-    Announcer.listener, Announcer.folder = listener, folder
-    try:
-        results = tuner.fit()
-    finally:
-        Announcer.listener = None
+    with opened_board(folder) as board:
+        Announcer.desk = Desk(folder, listener=listener, board=board, asked_to_stop=asked_to_stop)
+        try:
+            results = tuner.fit()
+        finally:
+            Announcer.desk = None
+    if asked_to_stop.is_set():
+        raise RunStopped("the search was stopped; its trials go on from their checkpoints")
     for result in results:  # what ended while no driver was there to hear it
         if result.path is not None:
             name = Path(result.path).name

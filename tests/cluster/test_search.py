@@ -117,10 +117,10 @@ class TestASearch:
         study = write_study(tmp_path)
         first = run_until("trial t000 epoch", command(study), signal.SIGINT)
         assert first.returncode == 130
-        told = f"interrupted; nothing is lost, go on with: rayssl search {study} --resume"
+        told = f"interrupted; nothing is lost, go on with: rayssl search {study}\n"
         assert told in first.stderr
         assert not [name for name, status, _, _ in mlflow_runs(tmp_path) if status == "RUNNING"]
-        run_until("trial t001 epoch", command(study, "--resume"), signal.SIGKILL)
+        run_until("trial t001 epoch", command(study), signal.SIGKILL)
         third = subprocess.run(command(study, "--resume"), cwd=ROOT, check=True, capture_output=True, text=True)
         (folder,) = (tmp_path / "runs").glob("search-tiny-*")
         records = read_records(folder / "trials")
