@@ -57,7 +57,7 @@ class BoundedAssignment:
             self._measure_rows(torch.arange(num_rows), geometry)
         else:
             shifts = torch.linalg.vector_norm(centers - self._centers, dim=1) * (1 + 1e-6) + self._slack
-            for block in row_blocks(num_rows, len(centers)):
+            for block in row_blocks(num_rows, len(centers), centers.device):
                 self._update(block, shifts, geometry)
         self._centers = centers.clone()
         return self._labels.clone()

@@ -9,7 +9,7 @@ from rayssl.clustering import kmeans, normalized_mutual_information
 from rayssl.clustering.assignment import PlainAssignment
 from rayssl.clustering.bounds import BoundedAssignment
 from rayssl.clustering.lloyd import run_lloyd
-from rayssl.clustering.rows import share_rows
+from rayssl.clustering.rows import row_blocks, share_rows
 from rayssl.clustering.seeding import cluster_points, movable_rows, plus_plus, swap_centers
 
 
@@ -196,6 +196,12 @@ def test_many_blocks_give_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None
     parts = kmeans(features, 7)
     assert torch.equal(whole.labels, parts.labels)
     assert parts.inertia == pytest.approx(whole.inertia)
+
+
+def test_a_gpu_passes_over_rows_in_few_blocks_and_a_cpu_in_blocks_that_fit_its_cache() -> None:
+    for device, size in (("cpu", 2**20), ("cuda", 2**26)):
+        blocks = list(row_blocks(60_000, 2048, torch.device(device)))
+        assert [block.stop for block in blocks] == [*range(size // 2048, 60_000, size // 2048), 60_000]
 
 
 def test_plus_plus_takes_each_far_point_once() -> None:
