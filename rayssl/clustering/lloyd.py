@@ -94,7 +94,7 @@ def run_lloyd(
     Returns:
         The clusters.
     """
-    assignment = assignment or choose_assignment(rows)
+    assignment = assignment or choose_assignment(rows, len(centers))
     largest_shift = tolerance * rows.scatter / rows.num_rows / rows.values.shape[1]
     statistics = ClusterStatistics(rows, len(centers))
     labels = assignment(centers)

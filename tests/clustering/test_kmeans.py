@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rayssl.clustering import kmeans, normalized_mutual_information
 from rayssl.clustering.assignment import PlainAssignment
-from rayssl.clustering.bounds import BoundedAssignment
+from rayssl.clustering.bounds import BoundedAssignment, choose_assignment
 from rayssl.clustering.lloyd import run_lloyd
 from rayssl.clustering.rows import row_blocks, share_rows
 from rayssl.clustering.seeding import cluster_points, movable_rows, plus_plus, swap_centers
@@ -175,6 +175,18 @@ def test_bounds_leave_the_labels_as_they_are(num_clusters: int, offset: float) -
         else:
             counts = torch.bincount(labels, minlength=num_clusters)[:, None].clamp(min=1)
             centers = torch.zeros_like(centers).index_add_(0, labels, rows.values) / counts
+
+
+def test_more_clusters_than_dimensions_get_no_bounds_which_changes_nothing() -> None:
+    """Bounds of K numbers a row would take more memory than the rows' D: 258 clusters in 257 dimensions."""
+    rows = share_rows(normal(1200, 257), None)
+    assert isinstance(choose_assignment(rows, 257), BoundedAssignment)
+    assert isinstance(choose_assignment(rows, 258), PlainAssignment)
+    start = rows.values[:258].clone()
+    chosen = run_lloyd(rows, start, max_iterations=8, tolerance=0)
+    bounded = run_lloyd(rows, start, max_iterations=8, tolerance=0, assignment=BoundedAssignment(rows))
+    assert torch.equal(chosen.labels, bounded.labels)
+    assert torch.equal(chosen.centers, bounded.centers)
 
 
 def test_bounds_do_not_mind_rows_on_their_centre_or_between_two() -> None:
