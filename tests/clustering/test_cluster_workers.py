@@ -62,10 +62,10 @@ def work(rank: int) -> dict[str, Any]:
             kmeans(features, 2, group=group)
         except ValueError as error:
             errors.append(str(error))
-    with mock.patch.object(sampling, "cluster_points", wraps=sampling.cluster_points) as cluster_points:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            choose_num_clusters(all_rows()[:BOUNDARY, :8], [2, 3, 4, 5], group=group)
+    record = mock.patch.object(sampling, "cluster_points", wraps=sampling.cluster_points)
+    with record as cluster_points, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        choose_num_clusters(all_rows()[:BOUNDARY, :8], [2, 3, 4, 5], group=group)
     seeded = [call.args[1] for call in cluster_points.call_args_list]
     idle = kmeans(all_rows()[: 0 if rank == 0 else 100, :5], 4, group=group)
     alone = kmeans(all_rows()[:100, :5], 4)
