@@ -6,6 +6,12 @@ from torch import Tensor, distributed
 from rayssl.clustering.rows import Group, Workers
 
 
+def own_share(num_rows: int, group: Group) -> slice:
+    """This worker's of so many rows that are dealt out in rank order, the shares' sizes at most one apart."""
+    workers = Workers(group)
+    return slice(num_rows * workers.rank // workers.size, num_rows * (workers.rank + 1) // workers.size)
+
+
 class RowShares:
     """How many rows each worker of a group holds, in rank order, and how the workers bring theirs together.
 
