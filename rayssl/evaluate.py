@@ -8,14 +8,16 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 
+from rayssl.clustering.rows import Group
 from rayssl.data import Pictures, Splits, find_overlap
 from rayssl.data.pictures import BadFile, ImageList, Plan, Targets
 from rayssl.errors import DataError
 from rayssl.evaluate_config import EvaluateConfig
-from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, Outcome, listed_pictures, merge_parts
+from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, Outcome, listed_pictures
 from rayssl.evaluation.base import BlockEvaluation, derive_seed
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.lists import write_chosen_pictures
+from rayssl.evaluation.spread import measure_all, measure_frozen
 from rayssl.open_data import OpenPictures, drop_node_cache, open_data
 from rayssl.runtime import Runtime, Tracker
 from rayssl.sources import load_encoder
@@ -98,35 +100,29 @@ def _measure_apart(
     runtime: Runtime,
 ) -> tuple[list[Outcome], Outcome | None]:
     """Spread seeds and parts over the workers; what each seed gives, and shuffled labels if they are asked for."""
-    per_seed = max(1, runtime.world_size // len(seeds))
-    items = [(seed, False, part) for seed in seeds for part in evaluation.parts(per_seed)]
-    if config.sanity:
-        items += [(config.seed, True, part) for part in evaluation.parts(max(1, runtime.world_size))]
+    subjects = [(seed, False) for seed in seeds] + ([(config.seed, True)] if config.sanity else [])
     features = FeatureStore(
         runtime.folder.parent / FEATURES,
         expected_blocks=evaluation.blocks if isinstance(evaluation, BlockEvaluation) else (),
         show=runtime.show,
     )
-    runtime.show(f"{evaluation.name}: {_count(len(items), 'piece')} on {_count(runtime.world_size, 'worker')}")
+    runtime.show(f"{evaluation.name}: {_count(len(subjects), 'measurement')} on {_count(runtime.world_size, 'worker')}")
 
-    def measure(item: tuple[int, bool, Evaluation]) -> dict[str, float]:
-        seed, is_shuffled, part = item
+    def measure(subject: tuple[int, bool], part: Evaluation, group: Group) -> dict[str, float]:
+        seed, is_shuffled = subject
         encoder = load_encoder(config.backbone, config.weights, seed=seed).to(runtime.device)
         sides: list[Pictures] = [train, told]
         if is_shuffled:
             sides = [ShuffledLabels(side, seed=seed, part=number) for number, side in enumerate(sides)]
-        return dict(
-            part.evaluate(encoder, *sides, data=config.data, seed=seed, device=runtime.device, features=features)
+        return measure_frozen(
+            part, encoder, *sides, data=config.data, seed=seed, device=runtime.device, features=features, group=group
         )
 
-    measured = list(zip(items, runtime.map(measure, items), strict=True))
-    outcomes = [
-        Outcome(merge_parts([result for item, result in measured if item[:2] == (seed, False)]), []) for seed in seeds
-    ]
+    results = measure_all(measure, [(subject, evaluation) for subject in subjects], runtime)
+    outcomes = [Outcome(metrics, []) for metrics in results[: len(seeds)]]
     if not config.sanity:
         return outcomes, None
-    shuffled = merge_parts([result for (_, is_shuffled, _), result in measured if is_shuffled])
-    return outcomes, Outcome(shuffled, [], evaluation.sanity(train, told))
+    return outcomes, Outcome(results[-1], [], evaluation.sanity(train, told))
 
 
 def _measure_together(

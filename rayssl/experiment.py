@@ -2,20 +2,23 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from rayssl.backbones import Backbone, lay_out, load_weights
+from rayssl.clustering.rows import Group
 from rayssl.config import ExperimentConfig
 from rayssl.data import Pictures
 from rayssl.errors import RunStopped
 from rayssl.evaluation import AnyEvaluation, Evaluation, GroupEvaluation, OnlineEvaluation, listed_pictures
+from rayssl.evaluation.base import BlockEvaluation
 from rayssl.evaluation.collapse import collapse_warnings
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.lists import write_chosen_pictures
+from rayssl.evaluation.spread import measure_all, measure_frozen
 from rayssl.methods import Method
 from rayssl.open_data import OpenPictures, drop_node_cache, open_data
 from rayssl.recipe_file import flatten
@@ -236,25 +239,8 @@ def evaluate_beside_random(
         "random/": build_encoder(config).to(runtime.device),
     }
     runtime.show(f"{', '.join(each.name for each in evaluations)} of the trained and of a random network ...")
-
-    features = FeatureStore(runtime.folder / "cache" / "features", show=runtime.show)
-
-    def evaluate(item: tuple[str, Evaluation]) -> dict[str, float]:
-        prefix, evaluation = item
-        results = evaluation.evaluate(
-            networks[prefix],
-            pictures.train,
-            told,
-            data=config.data,
-            seed=config.seed,
-            device=runtime.device,
-            features=features,
-        )
-        return {f"{prefix}{name}": value for name, value in results}
-
     apart = [each for each in evaluations if not isinstance(each, GroupEvaluation)]
-    items = [(prefix, evaluation) for evaluation in apart for prefix in networks]
-    metrics = {name: value for result in runtime.map(evaluate, items) for name, value in result.items()}
+    metrics = _evaluate_frozen(config, apart, networks, pictures.train, told, runtime)
     remarks: list[str] = []
     for each in evaluations:
         if isinstance(each, GroupEvaluation):
@@ -271,6 +257,43 @@ def evaluate_beside_random(
         for each in evaluations
     ]
     return metrics, notes + remarks + skipped
+
+
+def _evaluate_frozen(
+    config: ExperimentConfig,
+    evaluations: Sequence[Evaluation],
+    networks: Mapping[str, Backbone],
+    train: Pictures,
+    told: Pictures,
+    runtime: Runtime,
+) -> dict[str, float]:
+    """Measure every network by every evaluation, with all workers."""
+
+    def measure(prefix_and_store: tuple[str, FeatureStore], part: Evaluation, group: Group) -> dict[str, float]:
+        prefix, features = prefix_and_store
+        return measure_frozen(
+            part,
+            networks[prefix],
+            train,
+            told,
+            data=config.data,
+            seed=config.seed,
+            device=runtime.device,
+            features=features,
+            group=group,
+        )
+
+    items = []
+    for each in evaluations:
+        blocks = each.blocks if isinstance(each, BlockEvaluation) else ()
+        features = FeatureStore(runtime.folder / "cache" / "features", expected_blocks=blocks, show=runtime.show)
+        items += [((prefix, features), each) for prefix in networks]
+    results = measure_all(measure, items, runtime)
+    return {
+        f"{prefix}{name}": value
+        for ((prefix, _), _), metrics in zip(items, results, strict=True)
+        for name, value in metrics.items()
+    }
 
 
 def _evaluate_together(

@@ -19,10 +19,14 @@ _MOST_OFFSET = 100.0
 """Squared distance of the mean from 0, relative to the variance, above which products of whole rows lose digits."""
 
 
-def choose_assignment(rows: Rows) -> Assignment:
-    """The faster way for these rows; a GPU multiplies faster than it keeps books."""
+def choose_assignment(rows: Rows, num_clusters: int) -> Assignment:
+    """The faster way for these rows and so many clusters; a GPU multiplies faster than it keeps books.
+
+    Bounds take at most as much memory as the rows themselves: for more clusters than dimensions there are none.
+    """
+    dim = rows.values.shape[1]
     is_centred = rows.mean.double().square().sum().item() <= _MOST_OFFSET * rows.scatter / rows.num_rows
-    if rows.values.device.type == "cpu" and rows.values.shape[1] >= _LEAST_DIM and is_centred:
+    if rows.values.device.type == "cpu" and max(_LEAST_DIM, num_clusters) <= dim and is_centred:
         return BoundedAssignment(rows)
     return PlainAssignment(rows)
 
@@ -57,7 +61,7 @@ class BoundedAssignment:
             self._measure_rows(torch.arange(num_rows), geometry)
         else:
             shifts = torch.linalg.vector_norm(centers - self._centers, dim=1) * (1 + 1e-6) + self._slack
-            for block in row_blocks(num_rows, len(centers)):
+            for block in row_blocks(num_rows, len(centers), centers.device):
                 self._update(block, shifts, geometry)
         self._centers = centers.clone()
         return self._labels.clone()

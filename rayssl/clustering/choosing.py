@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayssl.clustering.lloyd import KMeansResult, check_settings, run_lloyd
 from rayssl.clustering.rows import Group, Rows, share_rows
-from rayssl.clustering.sampling import Sample, draw_sample, starting_centers
+from rayssl.clustering.sampling import Sample, draw_sample, sample_clusters, starting_centers
 
 _NUM_RESTARTED = 3
 
@@ -39,7 +39,8 @@ def choose_num_clusters(
     """Cluster with each number of a grid and choose the one with the highest Calinski-Harabasz score.
 
     All share the rows' moments and one projected sample. Each number is started afresh (grown from the solution of
-    the number before, a wrong one wins), and the best three are started a second time.
+    the number before, a wrong one wins), and the best three are started a second time. The workers find the starts of
+    different numbers at the same time, and make Lloyd's steps of one number together.
 
     Args:
         features: This worker's rows, (N_r, D), floats.
@@ -73,10 +74,8 @@ def choose_num_clusters(
         )
     sample = draw_sample(rows, num_clusters=numbers[-1], seed=seed)
     trials = _Trials(rows, sample, max_iterations=max_iterations, tolerance=tolerance)
-    for number in numbers:
-        trials.run(number, seed=seed)
-    for number in sorted(numbers, key=lambda number: -trials.scores[number])[:_NUM_RESTARTED]:
-        trials.run(number, seed=seed + 1)
+    trials.run(numbers, seed=seed)
+    trials.run(sorted(numbers, key=lambda number: -trials.scores[number])[:_NUM_RESTARTED], seed=seed + 1)
     result = trials.best
     chosen = len(result.centers)
     if chosen in (numbers[0], numbers[-1]):
@@ -105,11 +104,12 @@ class _Trials:
         assert self._best is not None
         return self._best
 
-    def run(self, num_clusters: int, *, seed: int) -> None:
-        """Cluster once more."""
-        centers = starting_centers(self._rows, self._sample, num_clusters, seed=seed)
-        result = run_lloyd(self._rows, centers, max_iterations=self._max_iterations, tolerance=self._tolerance)
-        score = result.calinski_harabasz
-        self.scores[num_clusters] = max(score, self.scores.get(num_clusters, score))
-        if self._best is None or score > self._best.calinski_harabasz:
-            self._best = result
+    def run(self, numbers: Sequence[int], *, seed: int) -> None:
+        """Cluster once more with each number, in their order."""
+        for number, labels in sample_clusters(self._rows, self._sample, numbers, seed=seed).items():
+            centers = starting_centers(self._rows, self._sample, labels, number)
+            result = run_lloyd(self._rows, centers, max_iterations=self._max_iterations, tolerance=self._tolerance)
+            score = result.calinski_harabasz
+            self.scores[number] = max(score, self.scores.get(number, score))
+            if self._best is None or score > self._best.calinski_harabasz:
+                self._best = result

@@ -10,7 +10,7 @@ from rayssl.clustering.assignment import Assignment
 from rayssl.clustering.bounds import choose_assignment
 from rayssl.clustering.criteria import variance_ratio
 from rayssl.clustering.rows import Group, Rows, add_rows, share_rows, square_distances
-from rayssl.clustering.sampling import draw_sample, starting_centers
+from rayssl.clustering.sampling import draw_sample, sample_clusters, starting_centers
 from rayssl.clustering.seeding import movable_rows
 
 
@@ -72,7 +72,8 @@ def kmeans(
     rows = share_rows(features, group)
     check_num_clusters(num_clusters, rows.num_rows)
     sample = draw_sample(rows, num_clusters=num_clusters, seed=seed)
-    centers = starting_centers(rows, sample, num_clusters, seed=seed)
+    labels = sample_clusters(rows, sample, [num_clusters], seed=seed)[num_clusters]
+    centers = starting_centers(rows, sample, labels, num_clusters)
     return run_lloyd(rows, centers, max_iterations=max_iterations, tolerance=tolerance)
 
 
@@ -94,7 +95,7 @@ def run_lloyd(
     Returns:
         The clusters.
     """
-    assignment = assignment or choose_assignment(rows)
+    assignment = assignment or choose_assignment(rows, len(centers))
     largest_shift = tolerance * rows.scatter / rows.num_rows / rows.values.shape[1]
     statistics = ClusterStatistics(rows, len(centers))
     labels = assignment(centers)

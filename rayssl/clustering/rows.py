@@ -9,6 +9,8 @@ from torch import Tensor, distributed
 Group = distributed.ProcessGroup | None
 _CHUNK_NUMBERS = 2**20
 """Numbers of a chunk; 4 MiB in float32, which stay in a core's cache from one operation to the next."""
+_CHUNK_NUMBERS_GPU = 2**26
+"""The same on a GPU: 256 MiB, of which few launches make a pass, and which fill it."""
 
 
 class Workers:
@@ -75,9 +77,9 @@ def share_rows(features: Tensor, group: Group) -> Rows:
     sums = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
     num_bad = torch.zeros((), dtype=torch.int64, device=values.device)
     for _, chunk in _blocks(values):
-        chunk_sum = chunk.sum(dim=0)
-        sums += chunk_sum
-        if not chunk_sum.isfinite().all():
+        sums += chunk.sum(dim=0)
+    if not sums.isfinite().all():  # asked once: a GPU would have to be waited for in each block
+        for _, chunk in _blocks(values):
             num_bad += (~chunk.isfinite()).any(dim=1).sum()
     if workers.sum(num_bad) > 0:
         raise ValueError(
@@ -93,9 +95,9 @@ def share_rows(features: Tensor, group: Group) -> Rows:
     return Rows(values, workers, num_rows, sum(counts[: workers.rank]), mean, square_norms, scatter)
 
 
-def row_blocks(num_rows: int, width: int) -> Iterator[slice]:
-    """Cut rows of `width` numbers into consecutive blocks of bounded size."""
-    size = max(1, _CHUNK_NUMBERS // max(1, width))
+def row_blocks(num_rows: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Cut rows of `width` numbers into consecutive blocks of a size that suits the device."""
+    size = max(1, (_CHUNK_NUMBERS if device.type == "cpu" else _CHUNK_NUMBERS_GPU) // max(1, width))
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
 
@@ -112,7 +114,7 @@ def take_rows(values: Tensor, rows: Tensor, *, width: int = 0) -> Iterator[tuple
         The slice of `rows`, and its rows' values.
     """
     buffer = None
-    for block in row_blocks(len(rows), max(values.shape[1], width)):
+    for block in row_blocks(len(rows), max(values.shape[1], width), values.device):
         size = block.stop - block.start
         if buffer is None:  # fresh memory for each block would cost more than the arithmetic
             buffer = values.new_empty(size, values.shape[1])
@@ -173,4 +175,4 @@ def _count_rows(features: Tensor, workers: Workers) -> list[int]:
 
 def _blocks(values: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """All rows block by block, not copied."""
-    return ((block, values[block]) for block in row_blocks(len(values), values.shape[1]))
+    return ((block, values[block]) for block in row_blocks(len(values), values.shape[1], values.device))

@@ -1,5 +1,6 @@
 """Where k-means starts: clusters of a projected sample of all workers' rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,27 +54,47 @@ def draw_sample(rows: Rows, *, num_clusters: int, seed: int) -> Sample:
     return Sample(own, places, rows.workers.sum(points))
 
 
-def starting_centers(rows: Rows, sample: Sample, num_clusters: int, *, seed: int) -> Tensor:
-    """Cluster the sample and give its clusters' means in all dimensions.
+def sample_clusters(rows: Rows, sample: Sample, numbers: Sequence[int], *, seed: int) -> dict[int, Tensor]:
+    """Cluster the sample into each of several numbers of clusters, the numbers spread over the workers.
 
-    The first worker clusters and sends the labels, so that other rounding elsewhere can't lead the workers apart.
+    One worker clusters and sends the labels, so that other rounding elsewhere can't lead the workers apart. The draws
+    of a number depend on it and on the seed alone, not on which worker makes them.
 
     Args:
         rows: All workers' rows.
-        sample: Of them, drawn for at least this many clusters; what is drawn for more is left out.
-        num_clusters: Number of clusters, K.
+        sample: Of them, drawn for at least the largest number; what is drawn for more than a number is left out.
+        numbers: Numbers of clusters, each once.
         seed: Decides the draws.
+
+    Returns:
+        Number -> labels of the sample's first points, (S_k,), int64, the same on every worker.
+    """
+    workers = rows.workers
+    labels = {
+        number: sample.places.new_zeros(min(len(sample.points), _sample_size(number)), dtype=torch.int64)
+        for number in numbers
+    }
+    # Starts of more clusters take longer: dealt out from the largest on, no worker gets all of these.
+    for number in sorted(numbers, reverse=True)[workers.rank :: workers.size]:
+        points = sample.points[: len(labels[number])]
+        labels[number] = cluster_points(points, number, torch.Generator().manual_seed(seed))
+    return {number: workers.sum(each) for number, each in labels.items()}
+
+
+def starting_centers(rows: Rows, sample: Sample, labels: Tensor, num_clusters: int) -> Tensor:
+    """The means of the sample's clusters in all dimensions.
+
+    Args:
+        rows: All workers' rows.
+        sample: Of them.
+        labels: Of its first points, (S_k,), from `sample_clusters`.
+        num_clusters: Number of clusters, K.
 
     Returns:
         (K, D), float32, the same on every worker.
     """
-    points = sample.points[: _sample_size(num_clusters)]
-    labels = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-    if rows.workers.rank == 0:
-        labels = cluster_points(points, num_clusters, torch.Generator().manual_seed(seed))
-    rows.workers.sum(labels)
-    is_used = sample.places < len(points)
-    sums = torch.zeros(num_clusters, rows.values.shape[1], dtype=torch.float64, device=points.device)
+    is_used = sample.places < len(labels)
+    sums = torch.zeros(num_clusters, rows.values.shape[1], dtype=torch.float64, device=labels.device)
     add_rows(sums, rows.values, labels[sample.places[is_used]], sample.rows[is_used])
     return (rows.workers.sum(sums) / torch.bincount(labels, minlength=num_clusters)[:, None]).float()
 

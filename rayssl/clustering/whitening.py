@@ -41,7 +41,7 @@ def whiten(features: Tensor, *, num_components: int | None = None, group: Group 
         )
     transform = (directions[:, :count] / variances[:count].sqrt()).float()
     whitened = features.new_empty(len(rows.values), count, dtype=torch.float32)
-    for block in row_blocks(len(rows.values), rows.values.shape[1]):
+    for block in row_blocks(len(rows.values), rows.values.shape[1], rows.values.device):
         whitened[block] = functional.normalize((rows.values[block] - rows.mean) @ transform)
     return whitened
 
@@ -50,7 +50,7 @@ def _principal_directions(rows: Rows) -> tuple[Tensor, Tensor]:
     """Variances (D,), the largest first, and directions in columns (D, D), float64, the same on every worker."""
     dim, device = rows.values.shape[1], rows.values.device
     covariance = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-    for block in row_blocks(len(rows.values), dim):
+    for block in row_blocks(len(rows.values), dim, device):
         centred = rows.values[block] - rows.mean
         covariance += centred.T @ centred
     covariance = rows.workers.sum(covariance) / max(1, rows.num_rows - 1)

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from rayssl.backbones import NUM_BLOCKS, Backbone
+from rayssl.clustering.rows import Group
 from rayssl.data import DataConfig, ImageList, Pictures
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.runtime import Runtime
@@ -79,6 +80,36 @@ class Evaluation(Protocol):
 
     def chosen_pictures(self, train: Pictures, *, seed: int) -> dict[str, np.ndarray]:
         """Subsets of the training pictures that should be kept on record: name of the list -> indices (N,)."""
+
+
+@runtime_checkable
+class SharedEvaluation(Evaluation, Protocol):
+    """An evaluation that several workers can make together, each with the features of its own share of the pictures."""
+
+    def evaluate_shared(
+        self,
+        encoder: Backbone,
+        train: Pictures,
+        test: Pictures,
+        *,
+        data: DataConfig,
+        seed: int,
+        device: torch.device,
+        features: FeatureStore,
+        group: Group,
+    ) -> Iterator[tuple[str, float]]:
+        """Yield on every worker what `evaluate` does, to rounding.
+
+        Args:
+            encoder: See `evaluate`, as for the other arguments; the same on all workers, whole pictures included.
+            train: As there.
+            test: As there.
+            data: As there.
+            seed: As there.
+            device: As there.
+            features: As there.
+            group: The workers, all of which are at the same measurement; None: this process alone.
+        """
 
 
 @dataclass(frozen=True)

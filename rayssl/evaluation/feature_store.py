@@ -62,6 +62,7 @@ class FeatureStore:
         pool: Pool,
         also: Sequence[Pool] = (),
         memory_gib: float | None = None,
+        rows_of_all: int | None = None,
         device: torch.device,
     ) -> list[dict[int, Tensor]]:
         """Features of several sets of pictures by a frozen encoder, found or computed.
@@ -75,6 +76,7 @@ class FeatureStore:
             also: Other poolings, whose float32 features are kept for later if the encoder has to run.
             memory_gib: Features are in float32, or in float16 where all sides' blocks would take more than this, in
                 GiB; None: in float32.
+            rows_of_all: Rows of all workers where each has a share, so that they decide alike; None: those given.
             device: Where the encoder runs.
 
         Returns:
@@ -93,7 +95,8 @@ class FeatureStore:
         dtype = torch.float32
         if memory_gib is not None:
             num_features = _num_features(jobs[0], folders[0], blocks, pool)
-            dtype = cache_dtype(sum(len(job.rows) for job in jobs), num_features, limit_gib=memory_gib)
+            num_rows = rows_of_all if rows_of_all is not None else sum(len(job.rows) for job in jobs)
+            dtype = cache_dtype(num_rows, num_features, limit_gib=memory_gib)
         return [
             job.in_memory(blocks, pool, dtype) if folder is None else self._kept(job, folder, blocks, pool, also, dtype)
             for job, folder in zip(jobs, folders, strict=True)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayssl.clustering.rows import Group
 from rayssl.evaluation.svm_kernel import Kernel, build_kernel
+from rayssl.evaluation.svm_rows import RowShares
 from rayssl.evaluation.svm_solver import solve_svms
 
 COSTS = tuple(sorted([10.0**power for power in range(-7, 3)] + [0.5**power for power in range(4, 20)]))
@@ -57,6 +59,7 @@ def fit_svms(
     *,
     positive_weight: float = POSITIVE_WEIGHT,
     tolerance: float = TOLERANCE,
+    group: Group = None,
 ) -> LinearSvms:
     """Fit an SVM for every class and cost, all of them at once.
 
@@ -64,23 +67,24 @@ def fit_svms(
     intercept_scaling=1)`, with the intercept regularised like a weight.
 
     Args:
-        features: (N, D), any floating-point type; besides them N * N numbers are held (float32, or float64 for
-            float64 features), and columns of solutions, but no second copy.
-        targets: 1, -1 or 0 (the row has no influence on this class), (N, num_classes).
+        features: This worker's rows, (N_r, D), any floating-point type; besides them N_r * N numbers are held (float32,
+            or float64 for float64 features), and columns of solutions, but no second copy.
+        targets: Of these rows, 1, -1 or 0 (the row has no influence on this class), (N_r, num_classes).
         costs: LinearSVC's C, above 0: the same for all classes, or (num_classes, num_costs) for costs of their own.
         positive_weight: Factor of the cost for positives, above 0.
         tolerance: See `solve_svms`.
+        group: The workers that hold the rows between them, in rank order; None: this process alone.
 
     Returns:
-        The hyperplanes, the same for the same arguments, device and number of threads.
+        The hyperplanes, the same on every worker, and for the same arguments, device and number of threads; on other
+        numbers of workers to rounding.
 
     Raises:
         ValueError: If an argument breaks these rules, or a class lacks positives or negatives.
     """
-    check_targets(features, targets, min_rows=1)
-    return fit_on_kernel(
-        build_kernel(features), features, targets, costs, positive_weight=positive_weight, tolerance=tolerance
-    )
+    check_targets(features, targets, min_rows=1, group=group)
+    kernel = build_kernel(features, group)
+    return fit_on_kernel(kernel, features, targets, costs, positive_weight=positive_weight, tolerance=tolerance)
 
 
 def l2_normalize(features: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -108,24 +112,26 @@ def fit_on_kernel(
     tolerance: float,
 ) -> LinearSvms:
     """Do as `fit_svms`, for checked rows whose kernel is known."""
-    slack_penalties = penalties(targets, costs, positive_weight)  # (N, num_classes, num_costs)
+    slack_penalties = penalties(targets, costs, positive_weight)  # (N_r, num_classes, num_costs)
     shape = slack_penalties.shape[1:]
     signs = targets[..., None].expand_as(slack_penalties)
     # Columns of one cost stand together: they take about equally long.
     coefficients = solve_svms(kernel, signs.mT.flatten(1), slack_penalties.mT.flatten(1), tolerance=tolerance)
-    coefficients = coefficients.unflatten(1, shape[::-1]).mT.flatten(1)  # (N, num_classes * num_costs)
+    coefficients = coefficients.unflatten(1, shape[::-1]).mT.flatten(1)  # (N_r, num_classes * num_costs)
     step = max(1, _NUMBERS_A_CHUNK // len(features))
     weights = torch.cat([coefficients.T @ part.double() for part in features.split(step, 1)], 1)
-    return LinearSvms(weights.unflatten(0, shape), coefficients.sum(0).unflatten(0, shape))
+    weights, biases = kernel.shares.sum(weights), kernel.shares.sum(coefficients.sum(0))
+    return LinearSvms(weights.unflatten(0, shape), biases.unflatten(0, shape))
 
 
-def check_targets(features: Tensor, targets: Tensor, *, min_rows: int) -> None:
+def check_targets(features: Tensor, targets: Tensor, *, min_rows: int, group: Group = None) -> None:
     """Refuse targets that don't fit the features.
 
     Args:
-        features: (N, D).
-        targets: (N, num_classes).
-        min_rows: Least positives, and least negatives, of every class.
+        features: This worker's, (N_r, D).
+        targets: (N_r, num_classes).
+        min_rows: Least positives, and least negatives, of every class over all workers.
+        group: The workers.
 
     Raises:
         ValueError: If the shapes don't fit, a value is not 1, 0 or -1, or a class has too few rows.
@@ -135,10 +141,11 @@ def check_targets(features: Tensor, targets: Tensor, *, min_rows: int) -> None:
             "features and targets: must be (N, D) and (N, num_classes), "
             f"got {tuple(features.shape)} and {tuple(targets.shape)}"
         )
-    if not torch.isin(targets, targets.new_tensor([-1, 0, 1])).all():
+    shares = RowShares(len(targets), group, device=targets.device)
+    if shares.any((~torch.isin(targets, targets.new_tensor([-1, 0, 1]))).any()):
         raise ValueError("targets: must be 1 (positive), -1 (negative) or 0 (ignored)")
     for value, name in ((1, "positives"), (-1, "negatives")):
-        counts = (targets == value).sum(0)
+        counts = shares.sum((targets == value).sum(0))
         if (counts < min_rows).any():
             number = int(counts.argmin())
             raise ValueError(
@@ -168,22 +175,29 @@ def penalties(targets: Tensor, costs: Sequence[float] | Tensor, positive_weight:
 
 
 def check_sets(
-    train_features: Tensor, train_targets: Tensor, test_features: Tensor, test_targets: Tensor, *, min_rows: int
+    train_features: Tensor,
+    train_targets: Tensor,
+    test_features: Tensor,
+    test_targets: Tensor,
+    *,
+    min_rows: int,
+    group: Group = None,
 ) -> None:
     """Refuse training and test rows that don't fit each other or break a rule of `check_targets`.
 
     Args:
-        train_features: (N, D).
-        train_targets: (N, num_classes), each class with at least `min_rows` positives and as many negatives.
-        test_features: (M, D).
-        test_targets: (M, num_classes).
-        min_rows: Of the training rows; test rows may lack positives.
+        train_features: This worker's, (N_r, D).
+        train_targets: (N_r, num_classes), each class with at least `min_rows` positives and as many negatives.
+        test_features: (M_r, D).
+        test_targets: (M_r, num_classes).
+        min_rows: Of the training rows of all workers; test rows may lack positives.
+        group: The workers.
 
     Raises:
         ValueError: If a rule is broken.
     """
-    check_targets(train_features, train_targets, min_rows=min_rows)
-    check_targets(test_features, test_targets, min_rows=0)
+    check_targets(train_features, train_targets, min_rows=min_rows, group=group)
+    check_targets(test_features, test_targets, min_rows=0, group=group)
     train = (train_features.shape[1], train_targets.shape[1])
     test = (test_features.shape[1], test_targets.shape[1])
     if train != test:

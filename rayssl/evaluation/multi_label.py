@@ -1,8 +1,9 @@
 """What evaluations of pictures with several classes share: features of whole pictures, classes that can be told."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rayssl.backbones import Backbone
+from rayssl.clustering.rows import Group, Workers
 from rayssl.data import DataConfig, Pictures
 from rayssl.evaluation.average_precision import average_precisions
 from rayssl.evaluation.base import BlockEvaluation, Sanity
@@ -17,6 +19,7 @@ from rayssl.evaluation.feature_kinds import GoyalPool, WholeViews
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.features import MOST_FEATURES, unchanged
 from rayssl.evaluation.linear_svm import l2_normalize
+from rayssl.evaluation.svm_rows import own_share
 
 _DRAWS = 50
 _DEVIATIONS = 5
@@ -32,12 +35,47 @@ class MultiLabelEvaluation(BlockEvaluation):
     max_features: int = Field(default=MOST_FEATURES, ge=1)
     """Most features of a block: its map is averaged to so many, but for one cell at least (Goyal et al.: 9216)."""
     feature_cache_gib: float = Field(default=8.0, gt=0)
-    """Most memory for features, in GiB; they are kept in float16 if float32 does not fit."""
+    """Most memory for features, in GiB, of all workers together; they are kept in float16 if float32 does not fit."""
 
     @property
     def least_rows(self) -> tuple[int, int]:
         """Positives and negatives that a class needs among the training pictures."""
         return 1, 1
+
+    def parts(self, count: int) -> tuple[Self, ...]:
+        """Itself: several workers share its pictures, not its blocks."""
+        return (self,)
+
+    def evaluate(
+        self,
+        encoder: Backbone,
+        train: Pictures,
+        test: Pictures,
+        *,
+        data: DataConfig,
+        seed: int,
+        device: torch.device,
+        features: FeatureStore,
+    ) -> Iterator[tuple[str, float]]:
+        """Do as `evaluate_shared`, in this process alone."""
+        return self.evaluate_shared(
+            encoder, train, test, data=data, seed=seed, device=device, features=features, group=None
+        )
+
+    @abstractmethod
+    def evaluate_shared(
+        self,
+        encoder: Backbone,
+        train: Pictures,
+        test: Pictures,
+        *,
+        data: DataConfig,
+        seed: int,
+        device: torch.device,
+        features: FeatureStore,
+        group: Group,
+    ) -> Iterator[tuple[str, float]]:
+        """See `SharedEvaluation`."""
 
     def unfit(self, train: Pictures, test: Pictures) -> str | None:
         """Why these pictures can't be measured, as a clause; None if they can."""
@@ -63,6 +101,16 @@ class MultiLabelEvaluation(BlockEvaluation):
             tuple(np.flatnonzero(fits).tolist()), tuple(name for name, fit in zip(names, fits, strict=True) if not fit)
         )
 
+    def own_targets(
+        self, train: Pictures, test: Pictures, *, group: Group, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Targets of this worker's pictures for the classes that are told, int8 (N_r, C) and (M_r, C)."""
+        assert test.targets is not None
+        classes = list(self.told_classes(train, test).indices)
+        both = self.train_targets(train)[:, classes], test.targets.values[:, classes]
+        learned, told = (torch.from_numpy(side[own_share(len(side), group)].copy()).to(device) for side in both)
+        return learned, told
+
     def train_targets(self, train: Pictures) -> np.ndarray:
         """int8 (N, C): 1, -1, or 0 for rows that a class ignores."""
         assert train.targets is not None
@@ -78,19 +126,22 @@ class MultiLabelEvaluation(BlockEvaluation):
         data: DataConfig,
         device: torch.device,
         features: FeatureStore,
+        group: Group = None,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Each block with its L2-normalised features of both sets, (N, F) and (M, F).
+        """Each block with the L2-normalised features of this worker's pictures of both sets, (N_r, F) and (M_r, F).
 
-        Only those of the current block are copied into this process, if the caller drops them before the next.
+        A worker computes those of its pictures alone. Only those of the current block are copied into this process, if
+        the caller drops them before the next.
         """
         with unchanged(encoder):
             both = features.extract(
                 encoder,
-                [(pictures, np.arange(len(pictures))) for pictures in (train, test)],
+                [(pictures, np.arange(len(pictures))[own_share(len(pictures), group)]) for pictures in (train, test)],
                 views=WholeViews(data.image_size),
                 blocks=self.blocks,
                 pool=GoyalPool(self.max_features),
                 memory_gib=self.feature_cache_gib,
+                rows_of_all=len(train) + len(test),
                 device=device,
             )
         for block in self.blocks:
@@ -114,6 +165,11 @@ class MultiLabelEvaluation(BlockEvaluation):
             f"{'negatives' if self.difficult == 'negative' else 'left out'} in training and left out in the test; "
             f"{chance:.1%} is chance"
         )
+
+
+def fitting_group(train: Pictures, test: Pictures, group: Group) -> Group:
+    """The group, or none if a worker would be left without a picture: each then measures all of the few."""
+    return group if min(len(train), len(test)) >= Workers(group).size else None
 
 
 @dataclass(frozen=True)

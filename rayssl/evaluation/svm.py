@@ -3,6 +3,10 @@
 Targets are (N, num_classes): 1 positive, -1 negative, 0 a row that this class ignores. Nothing here scales the
 features; the papers' protocols call `l2_normalize` before.
 
+Several workers may hold the rows between them. Each then passes its own and the `group`, all of them together with the
+same arguments; each gets the whole result, that of one worker to rounding, and holds N_r of N rows of whatever grows
+with N.
+
 Source: Goyal et al. 2019 ("Scaling and Benchmarking Self-Supervised Visual Representation Learning"), its code for
 linear SVMs on VOC07, and VISSL's `svm_trainer`.
 """
@@ -14,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayssl.clustering.rows import Group
 from rayssl.evaluation.average_precision import average_precision, average_precisions
 from rayssl.evaluation.linear_svm import (
     COSTS,
@@ -30,6 +35,7 @@ from rayssl.evaluation.linear_svm import (
 )
 from rayssl.evaluation.svm_kernel import Kernel, build_kernel
 from rayssl.evaluation.svm_low_shot import LowShotResult, evaluate_low_shot, low_shot_samples
+from rayssl.evaluation.svm_rows import RowShares
 from rayssl.evaluation.svm_solver import solve_svms
 
 __all__ = [
@@ -83,19 +89,22 @@ def evaluate_svm(
     seed: int | None = 0,
     positive_weight: float = POSITIVE_WEIGHT,
     tolerance: float = TOLERANCE,
+    group: Group = None,
 ) -> SvmResult:
     """Cross-validate each class's cost, fit on all training rows with it, and rank the test rows.
 
     Args:
-        train_features: (N, D); see `fit_svms`.
-        train_targets: 1, -1 or 0 (ignored), (N, num_classes). The reference counts difficult pictures as negatives.
-        test_features: (M, D).
-        test_targets: 1, -1 or 0 (left out of the class's ranking), (M, num_classes).
+        train_features: This worker's rows, (N_r, D); see `fit_svms`.
+        train_targets: Of these, 1, -1 or 0 (ignored), (N_r, num_classes). The reference counts difficult pictures as
+            negatives.
+        test_features: (M_r, D).
+        test_targets: 1, -1 or 0 (left out of the class's ranking), (M_r, num_classes).
         costs: See `cross_validated_costs`, as for the other arguments.
         num_folds: As there.
         seed: As there.
         positive_weight: See `fit_svms`.
         tolerance: See `solve_svms`.
+        group: The workers that hold the rows between them, in rank order; None: this process alone.
 
     Returns:
         Interpolated average precision of every class, their mean, and the costs.
@@ -103,8 +112,8 @@ def evaluate_svm(
     Raises:
         ValueError: If an argument breaks these rules.
     """
-    check_sets(train_features, train_targets, test_features, test_targets, min_rows=num_folds)
-    kernel = build_kernel(train_features)
+    check_sets(train_features, train_targets, test_features, test_targets, min_rows=num_folds, group=group)
+    kernel = build_kernel(train_features, group)
     chosen = _cross_validate(kernel, train_targets, costs, num_folds, seed, positive_weight, tolerance)
     svms = fit_on_kernel(
         kernel,
@@ -114,11 +123,12 @@ def evaluate_svm(
         positive_weight=positive_weight,
         tolerance=tolerance,
     )
-    values = svms.decision_values(test_features)
+    test = RowShares(len(test_features), group, device=test_features.device)
+    values, all_targets = test.gather(svms.decision_values(test_features)), test.gather(test_targets)
     precisions = torch.cat(
         [
             average_precisions(values[targets != 0, number], targets[targets != 0])
-            for number, targets in enumerate(test_targets.T)
+            for number, targets in enumerate(all_targets.T)
         ]
     )
     return SvmResult(precisions, float(precisions.nanmean()), chosen)
@@ -133,6 +143,7 @@ def cross_validated_costs(
     seed: int | None = 0,
     positive_weight: float = POSITIVE_WEIGHT,
     tolerance: float = TOLERANCE,
+    group: Group = None,
 ) -> CrossValidation:
     """Choose each class's cost by its average precision on rows that were held out.
 
@@ -141,13 +152,14 @@ def cross_validated_costs(
     average precision is scikit-learn's, not the interpolated one that is reported in the end.
 
     Args:
-        features: (N, D); see `fit_svms`.
-        targets: 1, -1 or 0 (ignored, both in fitting and in scoring), (N, num_classes).
+        features: This worker's rows, (N_r, D); see `fit_svms`.
+        targets: Of these, 1, -1 or 0 (ignored, both in fitting and in scoring), (N_r, num_classes).
         costs: To choose from, above 0; the first of equally good ones is taken.
         num_folds: At least 2, and at most the positives, and the negatives, of any class.
         seed: Shuffles the rows before they are dealt to the folds; None: as they stand, like the reference.
         positive_weight: See `fit_svms`.
         tolerance: See `solve_svms`.
+        group: The workers that hold the rows between them, in rank order; None: this process alone.
 
     Returns:
         The best costs and the whole table. A best cost at the end of the list says that the list is too short.
@@ -155,8 +167,9 @@ def cross_validated_costs(
     Raises:
         ValueError: If an argument breaks these rules.
     """
-    check_targets(features, targets, min_rows=num_folds)
-    return _cross_validate(build_kernel(features), targets, costs, num_folds, seed, positive_weight, tolerance)
+    check_targets(features, targets, min_rows=num_folds, group=group)
+    kernel = build_kernel(features, group)
+    return _cross_validate(kernel, targets, costs, num_folds, seed, positive_weight, tolerance)
 
 
 def _cross_validate(
@@ -168,29 +181,30 @@ def _cross_validate(
     positive_weight: float,
     tolerance: float,
 ) -> CrossValidation:
-    """Cross-validate on rows whose kernel is known."""
+    """Cross-validate on rows whose kernel is known; the classes' rankings are spread over the workers."""
     if num_folds < 2:
         raise ValueError(f"num_folds: must be at least 2, got {num_folds}")
-    choices = check_costs(costs).to(targets.device)
-    num_classes = targets.shape[1]
+    choices, shares = check_costs(costs).to(targets.device), kernel.shares
+    num_classes, targets = targets.shape[1], shares.gather(targets)
     folds = torch.stack([_stratified_folds(column, num_folds, seed) for column in targets.T], 1)
     held_out = folds[..., None] == torch.arange(num_folds, device=targets.device)  # (N, num_classes, num_folds)
-    signs = targets[..., None].masked_fill(held_out, 0).flatten(1)  # (N, num_classes * num_folds)
-    table = torch.empty(num_classes, num_folds, len(costs), dtype=torch.float64, device=targets.device)
+    signs = targets[shares.own, :, None].masked_fill(held_out[shares.own], 0)
+    signs = signs.flatten(1)  # (N_r, num_classes * num_folds)
+    table = torch.zeros(num_classes, num_folds, len(costs), dtype=torch.float64, device=targets.device)
     group_size = max(1, _COLUMNS_A_GROUP // signs.shape[1])
     for start in range(0, len(costs), group_size):
         group = slice(start, start + group_size)
         slack_penalties = penalties(signs, costs[group], positive_weight)
         columns = signs[..., None].expand_as(slack_penalties).flatten(1)
         coefficients = solve_svms(kernel, columns, slack_penalties.flatten(1), tolerance=tolerance)
-        values = kernel.products.exact_times(coefficients).unflatten(1, (num_classes, num_folds, -1))
-        for number in range(num_classes):
+        values = shares.gather(kernel.exact_values(coefficients)).unflatten(1, (num_classes, num_folds, -1))
+        for number in range(shares.rank, num_classes, shares.num_workers):
             for fold in range(num_folds):
                 rows = held_out[:, number, fold]
                 table[number, fold, group] = average_precisions(
                     values[rows, number, fold], targets[rows, number], interpolated=False
                 )
-    best = table.mean(1).argmax(1)
+    best = shares.sum(table).mean(1).argmax(1)
     return CrossValidation(choices[best], table)
 
 

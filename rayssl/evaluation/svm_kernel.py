@@ -4,6 +4,9 @@ Features after a ReLU all point about the same way, and single precision would l
 inner products: these are kept centred, with the mean's part apart in float64. And the linear systems of all SVMs are
 preconditioned by the same leading eigenvectors, found once, whatever rows are left out (Frangella et al. 2023,
 "Randomized Nystrom preconditioning").
+
+Where several workers hold the pictures between them, each keeps its own rows of the matrix; others' features pass by, a
+few columns at a time.
 """
 
 from collections.abc import Callable
@@ -12,9 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayssl.clustering.rows import Group
+from rayssl.evaluation.svm_rows import RowShares
+
 _RANK = 48
 """Leading eigenvectors that are found."""
 _FEATURES_A_CHUNK = 1024
+"""Divided by the number of workers: a chunk holds these features of all workers' rows."""
 _ROWS_A_CHUNK = 512
 
 
@@ -52,33 +59,47 @@ class InnerProducts:
         return InnerProducts(self.centred[rows].mT, self.column_offsets.mT, self.row_offsets[rows].mT, self.constant)
 
 
-def inner_products(features: Tensor, others: Tensor | None = None) -> InnerProducts:
+def inner_products(features: Tensor, others: Tensor | None = None, *, group: Group = None) -> InnerProducts:
     """Inner products of all rows with all rows, or with those of another set.
 
     Args:
-        features: Columns of the result, (N, D), any floating-point type; computed in float64 if they are, otherwise in
+        features: (N_r, D), this worker's of N, any floating-point type; computed in float64 if they are, otherwise in
             float32, a thousand features at a time, so that no copy is held.
-        others: Rows of the result, (M, D); None: `features`, which takes about half the work.
+        others: (M_r, D), this worker's of M; None: `features`, which on one worker takes about half the work.
+        group: The workers that hold the rows between them, in rank order; None: this process alone.
 
     Returns:
-        M x N inner products, each with 1 added for the intercept, centred on the mean of `features`.
+        Inner products, each with 1 added for the intercept, centred on the mean of all `features`: of all `others` with
+        this worker's features, (M, N_r); or of this worker's features with all, (N_r, N).
     """
-    rows = features if others is None else others
+    shares = RowShares(len(features), group, device=features.device)
+    other_shares = None if others is None else RowShares(len(others), group, device=others.device)
+    num_rows, num_columns = (
+        (len(features), shares.total) if other_shares is None else (other_shares.total, len(features))
+    )
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    centred = features.new_zeros(len(rows), len(features), dtype=dtype)
-    row_offsets = features.new_zeros(len(rows), 1, dtype=torch.float64)
-    column_offsets = features.new_zeros(1, len(features), dtype=torch.float64)
+    centred = features.new_zeros(num_rows, num_columns, dtype=dtype)
+    row_offsets = features.new_zeros(num_rows, 1, dtype=torch.float64)
+    column_offsets = features.new_zeros(1, num_columns, dtype=torch.float64)
     constant = features.new_ones((), dtype=torch.float64)
-    for start in range(0, features.shape[1], _FEATURES_A_CHUNK):
-        part = features[:, start : start + _FEATURES_A_CHUNK].double()
-        mean = part.mean(0)
-        part = part - mean  # not in place: float64 features are not copied by double()
-        column_offsets += mean @ part.T
-        other_part = part if others is None else others[:, start : start + _FEATURES_A_CHUNK].double() - mean
-        row_offsets += other_part @ mean[:, None]
+    width = -(-_FEATURES_A_CHUNK // shares.num_workers)
+    for start in range(0, features.shape[1], width):
+        part = features[:, start : start + width]
+        # Not in place: float64 features are not copied by double().
+        if others is None or other_shares is None:
+            columns = shares.gather(part).double()
+            mean = columns.mean(0)
+            columns = columns - mean
+            rows = columns[shares.own]
+        else:
+            mean = shares.mean(part.double())
+            columns = part.double() - mean
+            rows = other_shares.gather(others[:, start : start + width]).double() - mean
+        column_offsets += mean @ columns.T
+        row_offsets += rows @ mean[:, None]
         constant += mean @ mean
-        _add_products(centred, other_part.to(dtype), part.to(dtype), symmetric=others is None)
-    if others is None:
+        _add_products(centred, rows.to(dtype), columns.to(dtype), symmetric=others is None and shares.is_alone)
+    if others is None and shares.is_alone:
         for start in range(0, len(features), _ROWS_A_CHUNK):
             end = start + _ROWS_A_CHUNK
             centred[start:end, end:] = centred[end:, start:end].T
@@ -94,72 +115,101 @@ def _add_products(out: Tensor, rows: Tensor, columns: Tensor, *, symmetric: bool
 
 @dataclass(frozen=True)
 class Kernel:
-    """Inner products of the training rows, and factor @ factor.T + remainder * identity, which is close to them."""
+    """Inner products of the training rows, and factor @ factor.T + remainder * identity, which is close to them.
+
+    Of N rows a worker keeps those of its N_r pictures.
+    """
 
     products: InnerProducts
-    """(..., N, N)."""
+    """(..., N_r, N)."""
     factor: Tensor
-    """(..., N, R), leading eigenvectors times the roots of their eigenvalues."""
+    """(..., N_r, R), leading eigenvectors times the roots of their eigenvalues."""
     remainder: float
     """Mean eigenvalue of what the factor leaves out."""
+    shares: RowShares
+    """Whose the rows are; a kernel of several sets of rows is one worker's."""
 
-    def subset(self, rows: Tensor) -> "Kernel":
-        """The kernel of some rows.
+    def values(self, coefficients: Tensor) -> Tensor:
+        """Products with all workers' coefficients, (..., N_r, P) of this worker's, in the kernel's precision."""
+        return self.products.times(self.shares.gather(coefficients))
+
+    def exact_values(self, coefficients: Tensor) -> Tensor:
+        """The same in float64, for float64 coefficients."""
+        return self.products.exact_times(self.shares.gather(coefficients))
+
+    def subsets(self, rows: Tensor) -> "Kernel | None":
+        """The kernels of some subsets of all rows, dealt to the workers.
 
         Args:
-            rows: Indices, (n,), or (B, n) for B subsets of one size.
+            rows: Indices, (B, n), for B subsets of one size, the same on every worker.
 
         Returns:
-            Kernel with products (n, n) or (B, n, n).
+            The kernel of every subset that is this worker's, products (B_r, n, n): of W workers, worker r's are r,
+            r + W, ...; None if there are none.
         """
-        row_offsets = self.products.row_offsets[rows]
-        return Kernel(
-            InnerProducts(
-                self.products.centred[rows[..., :, None], rows[..., None, :]],
-                row_offsets,
-                row_offsets.mT,
-                self.products.constant,
-            ),
-            self.factor[rows],
-            self.remainder,
-        )
+        factor, offsets = self.shares.gather(self.factor), self.shares.gather(self.products.row_offsets)
+        rank, num_workers = self.shares.rank, self.shares.num_workers
+        if self.shares.is_alone:
+            centred = self.products.centred[rows[..., :, None], rows[..., None, :]]
+        else:
+            pieces = [self._collect(subset, worker=number % num_workers) for number, subset in enumerate(rows)]
+            rows = rows[rank::num_workers]
+            if len(rows) == 0:
+                return None
+            centred = torch.stack([piece for piece in pieces if piece is not None])
+        products = InnerProducts(centred, offsets[rows], offsets[rows].mT, self.products.constant)
+        alone = RowShares(rows.shape[1], device=rows.device)
+        return Kernel(products, factor[rows], self.remainder, alone)
+
+    def _collect(self, rows: Tensor, *, worker: int) -> Tensor | None:
+        """Inner products of some of all rows, (n, n), put together on one worker; None on the others."""
+        own = self.shares.own
+        places = ((rows >= own.start) & (rows < own.stop)).nonzero()[:, 0]
+        centred = self.products.centred.new_zeros(len(rows), len(rows))
+        centred[places] = self.products.centred[(rows[places] - own.start)[:, None], rows]
+        self.shares.collect(centred, worker=worker)
+        return centred if worker == self.shares.rank else None
 
 
-def build_kernel(features: Tensor) -> Kernel:
+def build_kernel(features: Tensor, group: Group = None) -> Kernel:
     """Prepare training rows for any number of `solve_svms`.
 
     Args:
-        features: (N, D); see `inner_products`. The result holds N * N numbers, so N is at most some ten thousands.
+        features: (N_r, D), this worker's of N; see `inner_products`. The result holds N_r * N numbers, so N is at most
+            some ten thousands.
+        group: The workers that hold the rows between them, in rank order; None: this process alone.
 
     Returns:
         The kernel, the same for the same features: the start of the search for eigenvectors is fixed.
 
     Raises:
-        ValueError: If a feature is nan or infinite.
+        ValueError: If a feature is nan or infinite, on all workers.
     """
-    products = inner_products(features)
-    trace = products.centred.diagonal().double().sum() + 2 * products.row_offsets.sum()
-    trace = trace + len(features) * products.constant
+    shares = RowShares(len(features), group, device=features.device)
+    products = inner_products(features, group=group)
+    trace = products.centred[:, shares.own].diagonal().double().sum() + 2 * products.row_offsets.sum()
+    trace = shares.sum(trace) + shares.total * products.constant
     if not trace.isfinite():
         raise ValueError("features: must be finite, got nan or inf")
-    rank = min(_RANK, len(features))
+    rank = min(_RANK, shares.total)
     generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(len(features), min(rank + 8, len(features)), generator=generator, dtype=torch.float64)
+    basis = torch.randn(shares.total, min(rank + 8, shares.total), generator=generator, dtype=torch.float64)
     basis = basis.to(products.centred)
     for _ in range(3):
-        basis = torch.linalg.qr(products.times(basis)).Q
-    values, vectors = torch.linalg.eigh((basis.T @ products.times(basis)).double())
-    values, vectors = values.flip(0)[:rank].clamp_min(0), vectors.flip(1)[:, :rank]
-    factor = (basis.double() @ vectors) * values.sqrt()
-    remainder = max(0.0, float(trace - values.sum()) / len(features))
-    return Kernel(products, factor.to(basis.dtype), remainder)
+        basis = shares.first(torch.linalg.qr(shares.gather(products.times(basis))).Q)
+    own_basis = basis[shares.own]
+    values, vectors = torch.linalg.eigh(shares.sum(own_basis.T @ products.times(basis)).double())
+    values, vectors = shares.first(values).flip(0)[:rank].clamp_min(0), shares.first(vectors).flip(1)[:, :rank]
+    factor = (own_basis.double() @ vectors) * values.sqrt()
+    remainder = max(0.0, float(trace - values.sum()) / shares.total)
+    return Kernel(products, factor.to(basis.dtype), remainder, shares)
 
 
 class Preconditioner:
     """Approximate inverses of K + diag(softness) on the active rows, from the kernel's factor."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self.factor, self.remainder = kernel.factor, kernel.remainder
+        self.factor, self.remainder, self.shares = kernel.factor, kernel.remainder, kernel.shares
         self.upper = torch.triu_indices(self.factor.shape[-1], self.factor.shape[-1], device=self.factor.device)
         self.pairs = self.factor[..., self.upper[0]] * self.factor[..., self.upper[1]]  # (..., N, R (R + 1) / 2)
 
@@ -170,7 +220,7 @@ class Preconditioner:
         """
         inverse_diagonal = torch.where(active, 1 / (softness + self.remainder), 0)  # (..., N, P)
         rank = self.factor.shape[-1]
-        entries = (self.pairs.mT @ inverse_diagonal).mT  # (..., P, R (R + 1) / 2)
+        entries = self.shares.sum(self.pairs.mT @ inverse_diagonal).mT  # (..., P, R (R + 1) / 2)
         core = entries.new_zeros(*entries.shape[:-1], rank, rank)
         core[..., self.upper[1], self.upper[0]] = entries
         diagonal = core.diagonal(dim1=-2, dim2=-1)
@@ -180,7 +230,7 @@ class Preconditioner:
 
         def apply(residual: Tensor) -> Tensor:
             weighted = inverse_diagonal * residual
-            inner = (self.factor.mT @ weighted).mT[..., None]  # (..., P, R, 1)
+            inner = self.shares.sum(self.factor.mT @ weighted).mT[..., None]  # (..., P, R, 1)
             inner = torch.cholesky_solve(inner, triangle)[..., 0].mT
             return weighted - inverse_diagonal * (self.factor @ inner)
 

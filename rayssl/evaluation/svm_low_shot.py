@@ -9,17 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayssl.clustering.rows import Group
 from rayssl.evaluation.average_precision import average_precisions
 from rayssl.evaluation.base import derive_seed
 from rayssl.evaluation.linear_svm import COSTS, POSITIVE_WEIGHT, TOLERANCE, check_costs, check_sets, penalties
 from rayssl.evaluation.svm_kernel import InnerProducts, Kernel, build_kernel, inner_products
+from rayssl.evaluation.svm_rows import RowShares
 from rayssl.evaluation.svm_solver import solve_svms
 
 NUM_POSITIVES = (1, 2, 4, 8, 16, 32, 64, 96)
 """The numbers of positives that the papers measure."""
 NEGATIVES_A_POSITIVE = 19
 _MOST_GATHERED = 2**25
-"""Inner products that are copied at a time for the samples of several classes; 128 MiB in float32."""
+"""Inner products that a worker copies at a time for the samples of several classes; 128 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def evaluate_low_shot(
     seed: int = 0,
     positive_weight: float = POSITIVE_WEIGHT,
     tolerance: float = TOLERANCE,
+    group: Group = None,
 ) -> dict[int, LowShotResult]:
     """Fit SVMs on samples of few positives, and rank all test rows.
 
@@ -55,16 +58,18 @@ def evaluate_low_shot(
     highest mean on the test rows themselves. That is optimistic by construction; it is kept so that numbers compare.
 
     Args:
-        train_features: (N, D), any floating-point type. Besides them N * (N + M) inner products are held.
-        train_targets: 1, -1 or 0 (never sampled), (N, num_classes).
-        test_features: (M, D).
-        test_targets: 1, -1 or 0 (left out of the class's ranking), (M, num_classes).
+        train_features: This worker's rows, (N_r, D), any floating-point type. Besides them N * (N_r + M_r) inner
+            products are held.
+        train_targets: Of these, 1, -1 or 0 (never sampled), (N_r, num_classes).
+        test_features: (M_r, D).
+        test_targets: 1, -1 or 0 (left out of the class's ranking), (M_r, num_classes).
         num_positives: The k of `low_shot_samples`.
         num_samples: Samples of each k, at least 1.
         costs: LinearSVC's C, above 0.
         seed: Decides the samples.
         positive_weight: See `fit_svms`.
         tolerance: See `solve_svms`.
+        group: The workers that hold the rows between them, in rank order; None: this process alone.
 
     Returns:
         For each number of positives, the result at its best cost.
@@ -72,8 +77,11 @@ def evaluate_low_shot(
     Raises:
         ValueError: If an argument breaks these rules; see `low_shot_samples`.
     """
-    check_sets(train_features, train_targets, test_features, test_targets, min_rows=0)
+    check_sets(train_features, train_targets, test_features, test_targets, min_rows=0, group=group)
     check_costs(costs)
+    train = RowShares(len(train_features), group, device=train_features.device)
+    test = RowShares(len(test_features), group, device=test_features.device)
+    train_targets, test_targets = train.gather(train_targets), test.gather(test_targets)
     if not (test_targets > 0).any():
         raise ValueError("test_targets: must have a positive")
     if num_samples < 1:
@@ -82,14 +90,15 @@ def evaluate_low_shot(
         k: [low_shot_samples(train_targets, k, sample=sample, seed=seed) for sample in range(num_samples)]
         for k in num_positives
     }
-    kernel = build_kernel(train_features)
-    test_products = inner_products(test_features, train_features)
+    kernel = build_kernel(train_features, group)
+    test_products = inner_products(test_features, train_features, group=group)
     results = {}
     for k, drawn in samples.items():
         rows = [
             _mean_average_precisions(
                 kernel,
                 test_products,
+                test,
                 targets,
                 test_targets,
                 costs,
@@ -136,6 +145,7 @@ def low_shot_samples(targets: Tensor, k: int, *, sample: int, seed: int) -> Tens
 def _mean_average_precisions(
     kernel: Kernel,
     test_products: InnerProducts,
+    test: RowShares,
     train_targets: Tensor,
     test_targets: Tensor,
     costs: Sequence[float],
@@ -143,20 +153,27 @@ def _mean_average_precisions(
     positive_weight: float,
     tolerance: float,
 ) -> Tensor:
-    """Mean over classes for each cost, (num_costs,); every class has equally many rows that it doesn't ignore."""
+    """Mean over classes for each cost, (num_costs,); every class has equally many rows that it doesn't ignore.
+
+    Each worker solves for classes of its own, and ranks for them; the test rows' values come from all workers.
+    """
     rows = torch.stack([column.nonzero()[:, 0] for column in train_targets.T])  # (num_classes, n)
     signs = train_targets.T.gather(1, rows)
-    precisions = []
+    precisions = torch.zeros(len(rows), len(costs), dtype=torch.float64, device=rows.device)
     classes = torch.arange(len(rows), device=rows.device)
-    for group in classes.split(max(1, _MOST_GATHERED // rows.shape[1] ** 2)):
-        slack_penalties = penalties(signs[group], costs, positive_weight)  # (classes, n, num_costs)
-        columns = signs[group, :, None].expand_as(slack_penalties)
-        coefficients = solve_svms(kernel.subset(rows[group]), columns, slack_penalties, tolerance=tolerance)
-        for number, solution in zip(group.tolist(), coefficients, strict=True):
-            counted = test_targets[:, number] != 0
-            values = test_products.transposed(rows[number]).exact_times(solution)
-            precisions.append(average_precisions(values[counted], test_targets[counted, number]))
-    return torch.stack(precisions).nanmean(0)
+    for group in classes.split(max(1, _MOST_GATHERED // rows.shape[1] ** 2) * test.num_workers):
+        own = slice(test.rank, None, test.num_workers)
+        coefficients = torch.zeros(len(group), rows.shape[1], len(costs), dtype=torch.float64, device=rows.device)
+        if (subsets := kernel.subsets(rows[group])) is not None:
+            slack_penalties = penalties(signs[group[own]], costs, positive_weight)  # (own classes, n, num_costs)
+            columns = signs[group[own], :, None].expand_as(slack_penalties)
+            coefficients[own] = solve_svms(subsets, columns, slack_penalties, tolerance=tolerance)
+        for place, (number, solution) in enumerate(zip(group.tolist(), test.sum(coefficients), strict=True)):
+            values = test.gather(test_products.transposed(rows[number]).exact_times(solution))
+            if place % test.num_workers == test.rank:
+                counted = test_targets[:, number] != 0
+                precisions[number] = average_precisions(values[counted], test_targets[counted, number])
+    return test.sum(precisions).nanmean(0)
 
 
 def _best(table: Tensor, costs: Sequence[float]) -> LowShotResult:

@@ -8,6 +8,10 @@ y_i b_i = c_i max(0, 1 - y_i f_i), so that (K + diag(1 / c)) b = y on the active
 Solved by Newton steps on the active rows (Chapelle 2007, "Training a support vector machine in the primal", section
 2.3). Each step's linear systems are solved roughly, by preconditioned conjugate gradients: one product of K with all
 columns an iteration. The products are in the kernel's precision; what they are corrections to is kept in float64.
+
+Where several workers hold the rows between them, each solves for the coefficients of its own, N_r: what travels are the
+coefficients that K is multiplied with, and sums and maxima a column. All that decides what is done next is one of
+these, so that no worker goes another way.
 """
 
 import warnings
@@ -16,7 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rayssl.evaluation.svm_kernel import InnerProducts, Kernel, Preconditioner
+from rayssl.evaluation.svm_kernel import Kernel, Preconditioner
+from rayssl.evaluation.svm_rows import RowShares
 
 _MOST_COLUMNS = 128
 """Problems that are solved at a time; more make the products no faster."""
@@ -30,15 +35,15 @@ def solve_svms(kernel: Kernel, targets: Tensor, penalties: Tensor, *, tolerance:
     """Coefficients of many SVMs over the same rows; w = sum_i coefficients_i x_i.
 
     Args:
-        kernel: Of the training rows, (N, N), or (B, N, N) for B sets of rows at once.
-        targets: 1 or -1, (..., N, P), a problem a column; any value where the penalty is 0.
-        penalties: c_i = 2 * cost * class weight, at least 0, (..., N, P); a row with 0 has no influence at all.
+        kernel: Of the training rows, this worker's (N_r, N), or (B, N, N) for B sets of rows at once.
+        targets: 1 or -1, (..., N_r, P), a problem a column; any value where the penalty is 0.
+        penalties: c_i = 2 * cost * class weight, at least 0, (..., N_r, P); a row with 0 has no influence at all.
         tolerance: Greatest |c_i max(0, 1 - y_i f_i) - y_i b_i| / c_i of any row, which is 0 at the solution. This is
             liblinear's measure, whose default is 1e-4.
         max_steps: Newton steps after which a problem is given up, with a warning.
 
     Returns:
-        (..., N, P) float64; 0 in rows without penalty.
+        (..., N_r, P) float64; 0 in rows without penalty.
     """
     solutions = [
         _solve_columns(kernel, part.double(), penalty.double(), tolerance=tolerance, max_steps=max_steps)
@@ -51,11 +56,11 @@ def _solve_columns(kernel: Kernel, targets: Tensor, penalties: Tensor, *, tolera
     """Newton steps for all columns; a column is put aside once it is solved in all sets of rows."""
     solution = torch.zeros_like(targets)
     places = torch.arange(targets.shape[-1], device=targets.device)
-    problems = _Problems(targets, penalties, torch.zeros_like(targets), torch.zeros_like(targets))
+    problems = _Problems(kernel.shares, targets, penalties, torch.zeros_like(targets), torch.zeros_like(targets))
     precondition = Preconditioner(kernel)
     accuracy = torch.full_like(targets[..., 0, :], _FORCING)  # (..., P)
     for _ in range(max_steps):
-        start, start_values = problems.refresh(kernel.products)
+        start, start_values = problems.refresh(kernel)
         error = problems.error()
         unsolved = error > tolerance  # (..., P)
         solution[..., places] = problems.coefficients
@@ -68,11 +73,11 @@ def _solve_columns(kernel: Kernel, targets: Tensor, penalties: Tensor, *, tolera
             error, unsolved = error[..., remaining], unsolved[..., remaining]
             accuracy = accuracy[..., remaining]
         goal = torch.where(unsolved, (accuracy * error).clamp_min(tolerance / 4), torch.inf)
-        proposal = _solve_active(kernel.products, precondition, problems, start, start_values, goal)
+        proposal = _solve_active(kernel, precondition, problems, start, start_values, goal)
         share = problems.move_towards(*proposal, movable=unsolved)
         # A rough solution may not point downhill; one that is good enough always does.
         accuracy = torch.where(share < 0.1, accuracy / 10, _FORCING)
-    problems.refresh(kernel.products)
+    problems.refresh(kernel)
     solution[..., places] = problems.coefficients
     error = problems.error()
     if (error > tolerance).any():
@@ -87,8 +92,9 @@ def _solve_columns(kernel: Kernel, targets: Tensor, penalties: Tensor, *, tolera
 
 @dataclass
 class _Problems:
-    """Where the unsolved columns stand; all tensors (..., N, P)."""
+    """Where the unsolved columns stand; all tensors (..., N_r, P)."""
 
+    shares: RowShares
     targets: Tensor
     penalties: Tensor
     coefficients: Tensor
@@ -102,13 +108,12 @@ class _Problems:
 
     def take(self, columns: Tensor) -> "_Problems":
         """Keep some columns."""
-        taken = _Problems(
-            *(part[..., columns] for part in (self.targets, self.penalties, self.coefficients, self.values))
-        )
+        parts = (self.targets, self.penalties, self.coefficients, self.values)
+        taken = _Problems(self.shares, *(part[..., columns] for part in parts))
         taken.active = self.active[..., columns]
         return taken
 
-    def refresh(self, products: InnerProducts) -> tuple[Tensor, Tensor]:
+    def refresh(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
         """Find the active rows, and return the coefficients in them alone with their decision values.
 
         Where those are all coefficients, the decision values are replaced: the old ones are sums over many steps, with
@@ -116,15 +121,15 @@ class _Problems:
         """
         self.active = self.counts & (self.targets * self.values < 1)
         kept = self.coefficients * self.active
-        kept_values = products.exact_times(kept)
-        complete = (kept == self.coefficients).all(-2, keepdim=True)
-        self.values = torch.where(complete, kept_values, self.values)
+        kept_values = kernel.exact_values(kept)
+        incomplete = self.shares.any((kept != self.coefficients).any(-2, keepdim=True))
+        self.values = torch.where(incomplete, self.values, kept_values)
         return kept, kept_values
 
     def error(self) -> Tensor:
         """How far each column is from its solution, (..., P); see `solve_svms`."""
         slack = (1 - self.targets * self.values).clamp_min(0) * self.counts
-        return (self.targets * self.coefficients * self.softness - slack).abs().amax(-2)
+        return _largest((self.targets * self.coefficients * self.softness - slack).abs(), self.shares)
 
     def move_towards(self, coefficients: Tensor, values: Tensor, *, movable: Tensor) -> Tensor:
         """Go where the objective is lowest on the way to a proposal; all the way, if it is no higher there.
@@ -133,10 +138,14 @@ class _Problems:
             The share of the way, 0..1, (..., P); 0 for the columns that are not `movable`.
         """
         change, value_change = coefficients - self.coefficients, values - self.values
-        slope = _dot(self.coefficients, value_change)
-        curvature = _dot(change, value_change)
-        before = self._loss(self.values)
-        after = slope + curvature / 2 + self._loss(values)
+        own = (
+            _dot(self.coefficients, value_change),
+            _dot(change, value_change),
+            self._loss(self.values),
+            self._loss(values),
+        )
+        slope, curvature, before, loss = self.shares.sum(torch.stack(own))
+        after = slope + curvature / 2 + loss
         rounding = 1e-12 * before
         share = torch.ones_like(slope)
         if (after > before + rounding).any():
@@ -149,7 +158,7 @@ class _Problems:
         return share
 
     def _loss(self, values: Tensor) -> Tensor:
-        """Sum of penalties times squared slacks, halved; (..., P) float64."""
+        """This worker's sum of penalties times squared slacks, halved; (..., P) float64."""
         slack = (1 - self.targets * values).clamp_min(0)
         return _dot(self.penalties * slack, slack) / 2
 
@@ -160,9 +169,11 @@ class _Problems:
         for _ in range(20):
             values = self.values + share[..., None, :] * value_change
             weights = self.penalties * (self.targets * values < 1) * value_change
-            derivative = slope + share * curvature - _dot(weights, self.targets - values)
+            own = torch.stack((_dot(weights, self.targets - values), _dot(weights, value_change)))
+            push, stiffness = self.shares.sum(own)
+            derivative = slope + share * curvature - push
             low, high = torch.where(derivative < 0, share, low), torch.where(derivative < 0, high, share)
-            step = share - derivative / (curvature + _dot(weights, value_change))
+            step = share - derivative / (curvature + stiffness)
             inside = (step > low) & (step < high)  # also False for nan
             following = torch.where(inside, step, (low + high) / 2)
             settled = (following - share).abs() <= 1e-3 * following
@@ -173,7 +184,7 @@ class _Problems:
 
 
 def _solve_active(
-    products: InnerProducts,
+    kernel: Kernel,
     precondition: Preconditioner,
     problems: _Problems,
     coefficients: Tensor,
@@ -183,41 +194,46 @@ def _solve_active(
     """Solve (K + diag(softness)) b = y on the active rows by preconditioned conjugate gradients.
 
     Args:
-        products: K.
+        kernel: K.
         precondition: Of K.
         problems: Their active rows are the equations.
-        coefficients: Where to start, 0 in other rows, (..., N, P).
-        values: K @ coefficients.
+        coefficients: Where to start, 0 in other rows, (..., N_r, P).
+        values: K @ coefficients, (..., N_r, P).
         goal: Greatest residual that is good enough, (..., P).
 
     Returns:
         Coefficients b, 0 in rows that are not active, and K @ b.
     """
-    dtype = products.centred.dtype
+    shares, dtype = kernel.shares, kernel.products.centred.dtype
     residual = (problems.targets - values - problems.softness * coefficients) * problems.active
     residual, softness, active = residual.to(dtype), problems.softness.to(dtype), problems.active
     apply = precondition.prepare(active, softness)
     direction = apply(residual)
-    energy = _dot(residual, direction)
+    energy = shares.sum(_dot(residual, direction))
     change, value_change = torch.zeros_like(residual), torch.zeros_like(residual)
-    unsolved = residual.abs().amax(-2) > goal
+    unsolved = _largest(residual.abs(), shares) > goal
     for _ in range(_MOST_ITERATIONS):
         if not unsolved.any():
             break
-        direction_values = products.times(direction)
+        direction_values = kernel.values(direction)
         image = (direction_values + softness * direction) * active
-        length = torch.where(unsolved, energy / _dot(direction, image), 0).to(dtype)[..., None, :]
+        length = torch.where(unsolved, energy / shares.sum(_dot(direction, image)), 0).to(dtype)[..., None, :]
         change += length * direction
         value_change += length * direction_values
         residual -= length * image
-        unsolved = unsolved & (residual.abs().amax(-2) > goal)
+        unsolved = unsolved & (_largest(residual.abs(), shares) > goal)
         corrected = apply(residual)
-        previous, energy = energy, _dot(residual, corrected)
+        previous, energy = energy, shares.sum(_dot(residual, corrected))
         ratio = torch.where(unsolved, energy / previous, 0).to(dtype)[..., None, :]
         direction = corrected + ratio * direction
     return coefficients + change, values + value_change
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Column by column, added up in float64; (..., P)."""
+    """Column by column over this worker's rows, added up in float64; (..., P)."""
     return (a * b).sum(-2, dtype=torch.float64)
+
+
+def _largest(values: Tensor, shares: RowShares) -> Tensor:
+    """Of each column over all workers' rows, none of which is negative; (..., P)."""
+    return shares.largest(values.amax(-2))

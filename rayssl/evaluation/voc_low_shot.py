@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
 from rayssl.backbones import Backbone
+from rayssl.clustering.rows import Group
 from rayssl.data import DataConfig, Pictures
 from rayssl.evaluation.base import Sanity
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.linear_svm import COSTS
-from rayssl.evaluation.multi_label import MultiLabelEvaluation
+from rayssl.evaluation.multi_label import MultiLabelEvaluation, fitting_group
 from rayssl.evaluation.svm_low_shot import NEGATIVES_A_POSITIVE, NUM_POSITIVES, evaluate_low_shot
 
 
@@ -41,7 +41,7 @@ class VocLowShotConfig(MultiLabelEvaluation):
         most = min((targets == 1).sum(0).min(), (targets == -1).sum(0).min() // NEGATIVES_A_POSITIVE)
         return tuple(k for k in self.positives if k <= most)
 
-    def evaluate(
+    def evaluate_shared(
         self,
         encoder: Backbone,
         train: Pictures,
@@ -51,30 +51,30 @@ class VocLowShotConfig(MultiLabelEvaluation):
         seed: int,
         device: torch.device,
         features: FeatureStore,
+        group: Group,
     ) -> Iterator[tuple[str, float]]:
         """Yield `voc07_low_shot/b4/k8/map`, its `_std` over samples, and `voc07_low_shot/best/k8/map`.
 
         Raises:
             ConfigError: If the features don't fit `feature_cache_gib`.
         """
-        assert test.targets is not None
-        classes = list(self.told_classes(train, test).indices)
-        train_targets = torch.from_numpy(self.train_targets(train)[:, classes])
-        test_targets = torch.from_numpy(np.ascontiguousarray(test.targets.values[:, classes]))
+        group = fitting_group(train, test, group)
+        train_targets, test_targets = self.own_targets(train, test, group=group, device=device)
         possible = self.possible_positives(train, test)
         best = dict.fromkeys(possible, 0.0)
         for block, train_features, test_features in self.features_of(
-            encoder, train, test, data=data, device=device, features=features
+            encoder, train, test, data=data, device=device, features=features, group=group
         ):
             results = evaluate_low_shot(
                 train_features.to(device),
-                train_targets.to(device),
+                train_targets,
                 test_features.to(device),
-                test_targets.to(device),
+                test_targets,
                 num_positives=possible,
                 num_samples=self.samples,
                 costs=self.costs,
                 seed=seed,
+                group=group,
             )
             del train_features, test_features  # the next block's are copied while this frame waits
             for k, result in results.items():

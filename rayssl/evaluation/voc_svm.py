@@ -7,11 +7,12 @@ import torch
 from pydantic import Field
 
 from rayssl.backbones import Backbone
+from rayssl.clustering.rows import Group
 from rayssl.data import DataConfig, Pictures
 from rayssl.evaluation.base import Sanity
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.linear_svm import COSTS
-from rayssl.evaluation.multi_label import MultiLabelEvaluation
+from rayssl.evaluation.multi_label import MultiLabelEvaluation, fitting_group
 from rayssl.evaluation.svm import evaluate_svm
 
 
@@ -29,7 +30,7 @@ class VocSvmConfig(MultiLabelEvaluation):
         """Positives and negatives that a class needs among the training pictures: one for each fold."""
         return self.folds, self.folds
 
-    def evaluate(
+    def evaluate_shared(
         self,
         encoder: Backbone,
         train: Pictures,
@@ -39,6 +40,7 @@ class VocSvmConfig(MultiLabelEvaluation):
         seed: int,
         device: torch.device,
         features: FeatureStore,
+        group: Group,
     ) -> Iterator[tuple[str, float]]:
         """Yield `voc07_svm/b4/map` and `voc07_svm/b4/ap/CLASS` for each block, and `voc07_svm/best/map`.
 
@@ -49,27 +51,27 @@ class VocSvmConfig(MultiLabelEvaluation):
             ConfigError: If the features don't fit `feature_cache_gib`.
         """
         assert train.targets is not None
-        assert test.targets is not None
-        classes = list(self.told_classes(train, test).indices)
-        train_targets = torch.from_numpy(self.train_targets(train)[:, classes])
-        test_targets = torch.from_numpy(test.targets.values[:, classes])
+        group = fitting_group(train, test, group)
+        classes = [train.targets.classes[number] for number in self.told_classes(train, test).indices]
+        train_targets, test_targets = self.own_targets(train, test, group=group, device=device)
         best = 0.0
         for block, train_features, test_features in self.features_of(
-            encoder, train, test, data=data, device=device, features=features
+            encoder, train, test, data=data, device=device, features=features, group=group
         ):
             result = evaluate_svm(
                 train_features.to(device),
-                train_targets.to(device),
+                train_targets,
                 test_features.to(device),
-                test_targets.to(device),
+                test_targets,
                 costs=self.costs,
                 num_folds=self.folds,
                 seed=seed,
+                group=group,
             )
             del train_features, test_features  # the next block's are copied while this frame waits
             yield f"{self.name}/b{block}/map", result.mean
-            for number, precision in zip(classes, result.average_precision.tolist(), strict=True):
-                yield f"{self.name}/b{block}/ap/{train.targets.classes[number]}", precision
+            for name, precision in zip(classes, result.average_precision.tolist(), strict=True):
+                yield f"{self.name}/b{block}/ap/{name}", precision
             best = max(best, result.mean)
         yield f"{self.name}/best/map", best
 

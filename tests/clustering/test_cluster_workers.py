@@ -3,12 +3,13 @@
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, distributed
 
-from rayssl.clustering import calinski_harabasz, choose_num_clusters, kmeans, whiten
+from rayssl.clustering import calinski_harabasz, choose_num_clusters, kmeans, sampling, whiten
 from rayssl.clustering.lloyd import run_lloyd
 from rayssl.clustering.rows import Group, share_rows
 from tests.two_workers import run_on_two_workers
@@ -61,9 +62,20 @@ def work(rank: int) -> dict[str, Any]:
             kmeans(features, 2, group=group)
         except ValueError as error:
             errors.append(str(error))
+    record = mock.patch.object(sampling, "cluster_points", wraps=sampling.cluster_points)
+    with record as cluster_points, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        choose_num_clusters(all_rows()[:BOUNDARY, :8], [2, 3, 4, 5], group=group)
+    seeded = [call.args[1] for call in cluster_points.call_args_list]
     idle = kmeans(all_rows()[: 0 if rank == 0 else 100, :5], 4, group=group)
     alone = kmeans(all_rows()[:100, :5], 4)
-    return found | {"errors": errors, "idle": idle.labels, "idle inertia": idle.inertia, "alone": alone.inertia}
+    return found | {
+        "errors": errors,
+        "seeded": seeded,
+        "idle": idle.labels,
+        "idle inertia": idle.inertia,
+        "alone": alone.inertia,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +95,14 @@ def test_two_workers_equal_one(two_workers: list[dict[str, Any]]) -> None:
         assert worker["choice"] == alone["choice"] == 15
         assert worker["scores"] == pytest.approx(alone["scores"])
         assert worker["score"] == pytest.approx(alone["score"])
+
+
+def test_the_starts_of_a_grid_are_found_on_all_workers_at_once(two_workers: list[dict[str, Any]]) -> None:
+    """Of four numbers each worker starts two, and of the best three that start again two and one."""
+    first, second = (worker["seeded"] for worker in two_workers)
+    assert (first[:2], second[:2]) == ([5, 3], [4, 2])
+    assert (len(first), len(second)) == (4, 3)
+    assert len(set(first[2:] + second[2:])) == 3
 
 
 def test_both_workers_hold_the_same_centres(two_workers: list[dict[str, Any]]) -> None:

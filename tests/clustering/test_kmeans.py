@@ -7,9 +7,9 @@ from torch import Tensor
 
 from rayssl.clustering import kmeans, normalized_mutual_information
 from rayssl.clustering.assignment import PlainAssignment
-from rayssl.clustering.bounds import BoundedAssignment
+from rayssl.clustering.bounds import BoundedAssignment, choose_assignment
 from rayssl.clustering.lloyd import run_lloyd
-from rayssl.clustering.rows import share_rows
+from rayssl.clustering.rows import row_blocks, share_rows
 from rayssl.clustering.seeding import cluster_points, movable_rows, plus_plus, swap_centers
 
 
@@ -177,6 +177,18 @@ def test_bounds_leave_the_labels_as_they_are(num_clusters: int, offset: float) -
             centers = torch.zeros_like(centers).index_add_(0, labels, rows.values) / counts
 
 
+def test_more_clusters_than_dimensions_get_no_bounds_which_changes_nothing() -> None:
+    """Bounds of K numbers a row would take more memory than the rows' D: 258 clusters in 257 dimensions."""
+    rows = share_rows(normal(1200, 257), None)
+    assert isinstance(choose_assignment(rows, 257), BoundedAssignment)
+    assert isinstance(choose_assignment(rows, 258), PlainAssignment)
+    start = rows.values[:258].clone()
+    chosen = run_lloyd(rows, start, max_iterations=8, tolerance=0)
+    bounded = run_lloyd(rows, start, max_iterations=8, tolerance=0, assignment=BoundedAssignment(rows))
+    assert torch.equal(chosen.labels, bounded.labels)
+    assert torch.equal(chosen.centers, bounded.centers)
+
+
 def test_bounds_do_not_mind_rows_on_their_centre_or_between_two() -> None:
     rows = share_rows(torch.cat([normal(20, 8), normal(20, 8)]), None)
     plain, bounded = PlainAssignment(rows), BoundedAssignment(rows)
@@ -196,6 +208,12 @@ def test_many_blocks_give_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None
     parts = kmeans(features, 7)
     assert torch.equal(whole.labels, parts.labels)
     assert parts.inertia == pytest.approx(whole.inertia)
+
+
+def test_a_gpu_passes_over_rows_in_few_blocks_and_a_cpu_in_blocks_that_fit_its_cache() -> None:
+    for device, size in (("cpu", 2**20), ("cuda", 2**26)):
+        blocks = list(row_blocks(60_000, 2048, torch.device(device)))
+        assert [block.stop for block in blocks] == [*range(size // 2048, 60_000, size // 2048), 60_000]
 
 
 def test_plus_plus_takes_each_far_point_once() -> None:
