@@ -73,6 +73,65 @@ def test_contestants_take_turns_and_the_first_turn_does_not_count() -> None:
     medians = load("common").interleaved_seconds(runs, rounds=3, clock=lambda: now[0])
     assert calls == ["a", "b"] * 4
     assert medians == {"a": 1.0, "b": 3.0}
+    assert medians.rounds == {"a": [1.0] * 3, "b": [3.0] * 3}
+
+
+def test_a_spread_is_of_ratios_within_a_round() -> None:
+    """The machine is twice as slow in the second round, for both, and the ratio of the medians stays what it is."""
+    timings = load("common").Timings({"a": [1.0, 2.0, 1.0], "b": [3.0, 6.0, 4.0]})
+    assert dict(timings) == {"a": 1.0, "b": 4.0}
+    assert timings.spread("b", "a") == (3.0, 4.0)
+    assert timings.spread_of(lambda seconds: seconds["a"] + seconds["b"]) == (4.0, 8.0)
+
+
+@pytest.mark.parametrize(("count", "low"), [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (10, 1), (20, 5), (30, 9)])
+def test_the_interval_of_a_median_is_that_of_the_sign_test(count: int, low: int) -> None:
+    """The places are those of published tables (95 %); of fewer than 6 values not even the range is as sure."""
+    assert load("common").median_interval([float(value) for value in range(count)]) == (low, count - 1 - low)
+
+
+def test_a_row_without_a_target_judges_nothing() -> None:
+    row = load("common").row("it", ours=1.0, peer=2.0, unit="s", ratio=0.5, target=None, spread=(0.4, 2 / 3))
+    assert row == {"benchmark": "it", "ours": 1.0, "peer": 2.0, "unit": "s", "ratio": 0.5, "spread": [0.4, 0.6667]}
+
+
+# The page
+
+
+def test_rows_old_and_new_stand_on_one_page() -> None:
+    common, run = load("common"), load("run")
+    old = {"benchmark": "old", "ours": 2.0, "peer": 6.0, "unit": "s", "ratio": 3.0, "target": 2.0, "met": True}
+    new = common.row("new", ours=3.0, peer=1.0, unit="s", ratio=3.0, target=2.0, at_most=True, spread=(2.5, 4.0))
+    told = common.row("told", ours=1.0, peer=1.0, unit="s", ratio=1.0, target=None)
+    rows = [old, new, told, common.skipped("none", "no GPU")]
+    lines = run.page({"it": {"setting": ["machine: M"], "rows": rows}}).splitlines()
+    table = lines[lines.index("|---|---|---|---|---|---|---|") + 1 :][:4]
+    assert table == [
+        "| old | 2 s | 6 s | 3 |  | 2 | yes |",
+        "| new | 3 s | 1 s | 3 | 2.5 to 4 | at most 2 | **no** |",
+        "| told | 1 s | 1 s | 1 |  |  |  |",
+        "| none | | | | | | skipped: no GPU |",
+    ]
+
+
+def test_rows_of_a_program_that_fails_now_are_kept_but_not_given_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load("run")
+    row = {"benchmark": "it", "ours": 2.0, "peer": 6.0, "unit": "s", "ratio": 3.0, "target": 2.0, "met": True}
+    programs = {"broken": f"print({json.dumps(row)!r}); raise SystemExit(1)", "whole": f"print({json.dumps(row)!r})"}
+    for name, text in programs.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"broken": {"setting": [], "rows": [{**row, "benchmark": "stale"}]}}))
+    for name, path in (("HERE", tmp_path), ("RESULTS", results), ("PAGE", tmp_path / "page.md")):
+        monkeypatch.setattr(run, name, path)
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    with pytest.raises(SystemExit, match="no result from: broken"):
+        run.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["benchmark"] for line in printed[2:]] == ["it"]
+    assert "| stale |" in (tmp_path / "page.md").read_text()
 
 
 # FLOPs
@@ -288,10 +347,43 @@ def test_parameters_are_counted() -> None:
 
 
 def test_without_lightly_its_rows_say_so() -> None:
-    rows = load("pretrain_loop").compare({"ours, fp32": 1.0, "ours, bf16": 1.0})
+    seconds = load("common").Timings({"ours, fp32": [1.0], "ours, bf16": [1.0]})
+    rows = load("pretrain_loop").compare(seconds)
     assert [row["skipped"] for row in rows] == ["lightly is not installed"] * 2
 
 
 def test_the_faster_of_lightlys_ways_counts() -> None:
-    seconds = {"ours, fp32": 1.0, "ours, bf16": 0.5, "lightly, 0 loaders": 3.0, "lightly, 2 loaders": 2.0}
-    assert [row["ratio"] for row in load("pretrain_loop").compare(seconds)] == [2.0, 4.0]
+    rounds = {"ours, fp32": [1, 2, 1], "ours, bf16": [0.5] * 3, "lightly, 0 loaders": [3.0] * 3}
+    seconds = load("common").Timings({**rounds, "lightly, 2 loaders": [2.0] * 3})
+    rows = load("pretrain_loop").compare(seconds)
+    assert [row["ratio"] for row in rows] == [2.0, 4.0]
+    assert [row["spread"] for row in rows] == [[1.0, 2.0], [4.0, 4.0]]
+
+
+@pytest.fixture
+def revnets() -> dict[str, nn.Module]:
+    from rayssl.backbones.revnet import RevNet
+
+    revnet_memory = load("revnet_memory")
+    contestants = {"ours": True, "autograd": False}
+    return {
+        name: revnet_memory.seeded(lambda depth, it=it: RevNet(depth, width=8, reversible=it), 50)
+        for name, it in contestants.items()
+    }
+
+
+def test_a_network_that_rebuilds_does_the_work_of_one_that_stores(revnets: dict[str, nn.Module]) -> None:
+    load("revnet_memory").check_equal_work(revnets, torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize(("change", "what"), [("weights", "weights"), ("factor", "loss"), ("hook", "gradients")])
+def test_networks_of_different_work_are_refused(revnets: dict[str, nn.Module], change: str, what: str) -> None:
+    ours = revnets["ours"]
+    if change == "weights":
+        next(ours.parameters()).data.mul_(1.01)
+    if change == "factor":
+        ours.register_forward_hook(lambda module, inputs, output: 2 * output)
+    if change == "hook":
+        next(ours.parameters()).register_hook(lambda gradient: 1.01 * gradient)
+    with pytest.raises(RuntimeError, match=f"ours: must .*{what}"):
+        load("revnet_memory").check_equal_work(revnets, torch.randn(2, 3, 32, 32))
