@@ -251,6 +251,14 @@ def test_growth_is_judged_by_time_and_by_memory() -> None:
     assert (memory["ratio"], memory["met"]) == (pytest.approx(2.0), False)
 
 
+def test_the_parts_of_what_two_processes_take_are_all_of_it() -> None:
+    growth = load("growth")
+    seconds = dict(zip(growth.WAYS, (10.0, 6.0, 6.5, 8.0), strict=True))
+    parts = [part(seconds) for part in growth.PARTS.values()]
+    assert parts == pytest.approx([5.0, 1.0, 0.5, 1.5])
+    assert sum(parts) == pytest.approx(seconds[growth.SHARED])
+
+
 def test_the_picture_has_a_column_a_piece(tmp_path: Path) -> None:
     growth = load("growth")
     found = [
