@@ -27,7 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import installed_version, interleaved_seconds, print_machine, print_rows, row, skipped
+from common import Timings, installed_version, interleaved_seconds, print_machine, print_rows, row, skipped
 from PIL import Image
 from torch import Tensor
 
@@ -74,7 +74,7 @@ def main() -> None:
         rates = {name: len(case.pictures) / value for name, value in seconds.items()}
         for name, rate in rates.items():
             print(f"{name:28} {rate:9.1f} pictures/s   {1e3 / rate:8.3f} ms each")
-        rows += compare(case, rates)
+        rows += compare(case, rates, seconds)
     if options.crossover:
         print_crossover(options.rounds)
     print()
@@ -266,7 +266,7 @@ def free_result(make: MakeViews) -> Callable[[], None]:
     return run
 
 
-def compare(case: Case, rates: dict[str, float]) -> list[dict[str, object]]:
+def compare(case: Case, rates: dict[str, float], seconds: Timings) -> list[dict[str, object]]:
     """The rows of one case, of pictures a second."""
     rows = []
     for peer, target in case.targets.items():
@@ -274,8 +274,17 @@ def compare(case: Case, rates: dict[str, float]) -> list[dict[str, object]]:
         if peer not in rates:
             rows.append(skipped(benchmark, f"{peer} is not installed"))
             continue
-        ratio = rates["ours"] / rates[peer]
-        rows.append(row(benchmark, ours=rates["ours"], peer=rates[peer], unit="pictures/s", ratio=ratio, target=target))
+        rows.append(
+            row(
+                benchmark,
+                ours=rates["ours"],
+                peer=rates[peer],
+                unit="pictures/s",
+                ratio=rates["ours"] / rates[peer],
+                target=target,
+                spread=seconds.spread(peer, "ours"),
+            )
+        )
     return rows
 
 

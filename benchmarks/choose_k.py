@@ -44,7 +44,13 @@ def main() -> None:
     common.print_rows(
         [
             common.row(
-                "choose_k", ours=seconds["ours"], peer=seconds["scikit-learn"], unit="s", ratio=ratio, target=8.0
+                "choose_k",
+                ours=seconds["ours"],
+                peer=seconds["scikit-learn"],
+                unit="s",
+                ratio=ratio,
+                target=8.0,
+                spread=seconds.spread("scikit-learn", "ours"),
             ),
             common.row("choose_k score", ours=ours, peer=peer, unit=f"CH at k={chosen}", ratio=ours / peer, target=1.0),
             common.row(

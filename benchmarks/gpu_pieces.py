@@ -79,6 +79,7 @@ def compare_views(scene: Scene, *, rounds: int) -> list[dict[str, object]]:
                 ratio=share,
                 target=VIEWS_TARGET,
                 at_most=True,
+                spread=seconds.spread("views", "step"),
             )
         )
     print(flush=True)
@@ -121,6 +122,7 @@ def compare_kmeans(device: torch.device, num_rows: int, dim: int, *, rounds: int
             unit="s",
             ratio=seconds["plain"] / seconds["ours"],
             target=1.0,
+            spread=seconds.spread("plain", "ours"),
         ),
         row(
             f"{title}: inertia",

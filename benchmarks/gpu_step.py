@@ -215,6 +215,7 @@ def compare_with_lightly(scene: Scene, *, rounds: int) -> list[dict[str, object]
             unit="s",
             ratio=each[key] / each["ours"],
             target=target,
+            spread=seconds.spread(key, "ours"),
         )
         for key, target in (("as documented, fp32", 2.0), ("in bf16, channels last", 1.0))
     ]

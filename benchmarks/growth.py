@@ -6,8 +6,9 @@ Every piece runs at four sizes, each twice the one before, with one thread: view
 step (ResNet-18 of half the width, rotations, 64 px), k-means (10 iterations), the SVMs of one fold (4 classes x 3
 costs) and kNN (500 queries). The slope of the logarithms is the power by which it grows: 1 is linear. An SVM's memory
 and time grow with the square of its images, since it keeps their inner products; all else should be linear at most.
-Seconds are CPU seconds. Memory is the peak of what torch allocates beside the input. A training step and k-means also
-share the same work among one and two processes, over gloo, in wall seconds. About 2 minutes on 2 cores.
+Seconds are CPU seconds. Memory is the peak of what torch allocates beside the input. A training step and k-means are
+also done by one process and shared by two, over gloo, in wall seconds, beside halves of the work without any exchange:
+what two processes lose is told in shares of their time. About 3 minutes on 2 cores.
 """
 
 import argparse
@@ -15,14 +16,14 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
 import torch
-from common import interleaved_seconds, print_machine, print_rows, row
+from common import Timings, interleaved_seconds, print_machine, print_rows, row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from revnet_memory import peak_mebibytes
@@ -45,6 +46,17 @@ MARGIN = 0.15
 SPEED_UP = 1.6
 """Least that two processes must be faster than one."""
 WORKERS = (1, 2)
+WHOLE, HALF, HALVES, SHARED = WAYS = ("whole", "half", "halves", "shared")
+"""What is timed to see where two processes lose: one does all of the work; one does half of it; each does half of it,
+at the same time, and knows nothing of the other; both share it and exchange sums."""
+
+PARTS: Mapping[str, Callable[[Mapping[str, float]], float]] = {
+    "half of the time of one": lambda seconds: seconds[WHOLE] / 2,
+    "what half of the work takes beyond": lambda seconds: seconds[HALF] - seconds[WHOLE] / 2,
+    "how two halves slow each other": lambda seconds: seconds[HALVES] - seconds[HALF],
+    "exchanging sums": lambda seconds: seconds[SHARED] - seconds[HALVES],
+}
+"""Seconds by way -> a part of what two processes take; together they are all of it."""
 
 Run = Callable[[], object]
 
@@ -72,6 +84,19 @@ class Growth:
     seconds: list[float]
     mebibytes: list[float]
     power: float
+    """By which both should grow, at most."""
+    spread: tuple[float, float] | None = None
+    """Least and greatest power of the seconds of a round."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the same work takes one process and two, see `WAYS`."""
+
+    seconds: Timings
+    """Way -> wall seconds."""
+    mebibytes: list[float]
+    """Of the first process, alone and sharing."""
 
 
 def main() -> None:
@@ -82,12 +107,17 @@ def main() -> None:
     found = [measure(sweep, rounds=options.rounds) for sweep in sweeps()]
     for growth in found:
         print_growth(growth)
-    shared = measure_workers(rounds=options.rounds)
-    for growth in shared:
-        print_growth(growth)
-    draw(found + shared, options.picture)
+    shared = measure_workers(rounds=3 * options.rounds)
+    for piece, both in shared.items():
+        print_shares(piece, both)
+        seconds = [both.seconds[way] for way in (WHOLE, SHARED)]
+        found.append(Growth(piece, "workers", WORKERS, seconds, both.mebibytes, -1.0))
+    draw(found, options.picture)
     print(f"\n{options.picture}: written\n")
-    print_rows([each for growth in found for each in compare(growth)] + [compare_workers(growth) for growth in shared])
+    print_rows(
+        [each for growth in found if growth.variable != "workers" for each in compare(growth)]
+        + [compare_workers(piece, both) for piece, both in shared.items()]
+    )
 
 
 def parse_options() -> argparse.Namespace:
@@ -126,18 +156,14 @@ def build_views(batch: int) -> Run:
     return lambda: augmented_view(images, Draws(0, 0, 0, batch_size=batch), level, image_size=SIDE)
 
 
-def build_step(batch: int) -> Run:
-    """A training step on one process."""
-    return shared_step(batch, LocalRuntime(Path()))
-
-
-def shared_step(batch: int, runtime: LocalRuntime) -> Run:
-    """This worker's part of a training step."""
-    scene = Scene(CPU, SIDE, batch // runtime.world_size, "fp32")
-    task = RotationConfig(copies="one").build(RotationLevel(angles=4), TaskSetting(SIDE, batch, runtime.world_size))
+def build_step(batch: int, runtime: LocalRuntime | None = None) -> Run:
+    """A training step, of this process's share of a batch if it is one of several."""
+    scene = Scene(CPU, SIDE, batch, "fp32")
+    workers = 1 if runtime is None else runtime.world_size
+    task = RotationConfig(copies="one").build(RotationLevel(angles=4), TaskSetting(SIDE, batch * workers, workers))
     torch.manual_seed(0)
     stage = build_stage(ResNetConfig(depth=18, width=32).build(), (1, 2, 3, 4, 5), task, CPU, SIDE)
-    return training_step(runtime.wrap(stage), make_views(task, scene), scene)
+    return training_step(stage if runtime is None else runtime.wrap(stage), make_views(task, scene), scene)
 
 
 def build_kmeans(num_images: int, *, num_clusters: int = 50, dim: int = 256) -> Run:
@@ -173,50 +199,73 @@ def measure(sweep: Sweep, *, rounds: int) -> Growth:
     runs = {str(size): sweep.build(size) for size in sweep.sizes}
     seconds = interleaved_seconds(runs, rounds=rounds, clock=time.process_time)
     mebibytes = [peak_mebibytes(run, CPU) for run in runs.values()]
-    return Growth(sweep.piece, sweep.variable, sweep.sizes, list(seconds.values()), mebibytes, sweep.power)
+    spread = seconds.spread_of(lambda each: fitted_power(sweep.sizes, list(each.values())))
+    return Growth(sweep.piece, sweep.variable, sweep.sizes, list(seconds.values()), mebibytes, sweep.power, spread)
 
 
-def measure_workers(*, rounds: int) -> list[Growth]:
-    """Wall seconds and one worker's memory of the same work, shared among one and among two processes."""
-    results: dict[str, list[tuple[float, float]]] = {}
-    for count in WORKERS:
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(work, args=(count, folder, rounds), nprocs=count)
-            for piece, result in torch.load(Path(folder) / "result.pt", weights_only=True).items():
-                results.setdefault(piece, []).append(result)
-    return [
-        Growth(piece, "workers", WORKERS, [each[0] for each in values], [each[1] for each in values], -1.0)
-        for piece, values in results.items()
-    ]
+def measure_workers(*, rounds: int) -> dict[str, Shared]:
+    """The same work by one and by two processes, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(work, args=(folder, rounds), nprocs=len(WORKERS))
+        found = torch.load(Path(folder) / "result.pt", weights_only=True)
+    return {piece: Shared(Timings(rounds), mebibytes) for piece, (rounds, mebibytes) in found.items()}
 
 
-def work(rank: int, count: int, folder: str, rounds: int) -> None:
-    """One of several processes; the first one writes down seconds and MiB of each piece."""
+def work(rank: int, folder: str, rounds: int) -> None:
+    """One of two processes; the first one writes down what each piece takes, in seconds and MiB."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(WORKERS)
+    )
     runtime = LocalRuntime(Path(folder))
-    features = made_up_features(32_000, 256).chunk(count)[rank]
-    pieces: dict[str, Run] = {
-        "training step": shared_step(128, runtime),
-        "k-means": partial(kmeans, features, 50, max_iterations=10, tolerance=0, group=distributed.group.WORLD),
-    }
     result = {}
-    for piece, run in pieces.items():
-        seconds = [wall_seconds(run, runtime) for _ in range(rounds + 1)]
-        result[piece] = (statistics.median(seconds[1:]), peak_mebibytes(run, CPU))
+    for piece, ways in (("training step", step_ways(runtime)), ("k-means", kmeans_ways(runtime))):
+        # What one does alone the other waits for; memory is that of the first.
+        runs = {
+            way: partial(together, run if rank == 0 or way not in (WHOLE, HALF) else idle, runtime)
+            for way, run in ways.items()
+        }
+        timings = interleaved_seconds(runs, rounds=rounds)
+        mebibytes = [peak_mebibytes(runs[way], CPU) for way in (WHOLE, SHARED)]
+        result[piece] = (timings.rounds, mebibytes)
     if rank == 0:
         torch.save(result, Path(folder) / "result.pt")
     runtime.barrier()  # none leaves while another one still talks to it
     distributed.destroy_process_group()
 
 
-def wall_seconds(run: Run, runtime: LocalRuntime) -> float:
-    """Seconds until all workers are done, from when all are ready."""
+def step_ways(runtime: LocalRuntime) -> dict[str, Run]:
+    """A training step of 128 pictures."""
+    return {
+        WHOLE: build_step(128),
+        HALF: build_step(64),
+        HALVES: build_step(64),
+        SHARED: build_step(64, runtime),
+    }
+
+
+def kmeans_ways(runtime: LocalRuntime) -> dict[str, Run]:
+    """k-means of 32,000 features."""
+    features = made_up_features(32_000, 256)
+    half = features.chunk(runtime.world_size)[runtime.rank]
+    run = partial(kmeans, num_clusters=50, max_iterations=10, tolerance=0)
+    return {
+        WHOLE: partial(run, features),
+        HALF: partial(run, half),
+        HALVES: partial(run, half),
+        SHARED: partial(run, half, group=distributed.group.WORLD),
+    }
+
+
+def together(run: Run, runtime: LocalRuntime) -> None:
+    """Run until all workers are done, from when all are ready."""
     runtime.barrier()
-    start = time.perf_counter()
     run()
     runtime.barrier()
-    return time.perf_counter() - start
+
+
+def idle() -> None:
+    """Let the other one work."""
 
 
 def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -249,21 +298,35 @@ def compare(growth: Growth) -> list[dict[str, object]]:
             ratio=power,
             target=growth.power + MARGIN,
             at_most=True,
+            spread=growth.spread if name == "time" else None,
         )
         for name, power in powers.items()
     ]
 
 
-def compare_workers(growth: Growth) -> dict[str, object]:
+def print_shares(piece: str, shared: Shared) -> None:
+    """Print what two processes lose, in shares of the time that they take."""
+    seconds = shared.seconds
+    print(f"{piece} by workers: one {1000 * seconds[WHOLE]:.1f} ms, two {1000 * seconds[SHARED]:.1f} ms, of which")
+    for name, part in PARTS.items():
+
+        def share(each: Mapping[str, float], part: Callable[[Mapping[str, float]], float] = part) -> float:
+            return part(each) / each[SHARED]
+
+        low, high = seconds.spread_of(share)
+        print(f"  {name:36} {share(seconds):7.1%} ({low:.1%} to {high:.1%})", flush=True)
+
+
+def compare_workers(piece: str, shared: Shared) -> dict[str, object]:
     """Give the row of one piece: how much faster two processes are."""
-    alone, shared = growth.seconds
     return row(
-        f"growth {growth.piece}: two processes of one thread, by gloo (peer: one)",
-        ours=shared,
-        peer=alone,
+        f"growth {piece}: two processes of one thread, by gloo (peer: one)",
+        ours=shared.seconds[SHARED],
+        peer=shared.seconds[WHOLE],
         unit="s",
-        ratio=alone / shared,
+        ratio=shared.seconds[WHOLE] / shared.seconds[SHARED],
         target=SPEED_UP,
+        spread=shared.seconds.spread(WHOLE, SHARED),
     )
 
 

@@ -103,7 +103,7 @@ def keep_result(run: Callable[[], float], name: str, results: dict[str, float]) 
     return run_and_keep
 
 
-def compare(num_clusters: int, seconds: dict[str, float], inertias: dict[str, float]) -> list[dict[str, object]]:
+def compare(num_clusters: int, seconds: common.Timings, inertias: dict[str, float]) -> list[dict[str, object]]:
     """The rows of one number of clusters."""
     time, quality = f"kmeans k={num_clusters}", f"kmeans k={num_clusters} inertia"
     if "faiss" not in seconds:
@@ -112,7 +112,15 @@ def compare(num_clusters: int, seconds: dict[str, float], inertias: dict[str, fl
     quality_ratio = inertias["ours"] / inertias["faiss"]
     target = TARGETS.get(num_clusters, min(TARGETS.values()))
     return [
-        common.row(time, ours=seconds["ours"], peer=seconds["faiss"], unit="s", ratio=ratio, target=target),
+        common.row(
+            time,
+            ours=seconds["ours"],
+            peer=seconds["faiss"],
+            unit="s",
+            ratio=ratio,
+            target=target,
+            spread=seconds.spread("faiss", "ours"),
+        ),
         common.row(
             quality,
             ours=inertias["ours"],

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from common import installed_version, interleaved_seconds, print_machine, print_rows, row, skipped
+from common import Timings, installed_version, interleaved_seconds, print_machine, print_rows, row, skipped
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -219,17 +219,27 @@ def check_equal_work(contestants: dict[str, Contestant], *, batch: int) -> None:
             raise RuntimeError(f"{name}: must start near a loss of {chance:.2f} and stay finite, got {each.losses}")
 
 
-def compare(seconds: dict[str, float]) -> list[dict[str, object]]:
+def compare(seconds: Timings) -> list[dict[str, object]]:
     """Give the rows: our two precisions against lightly's float32."""
-    peers = [value for name, value in seconds.items() if name.startswith("lightly")]
+    peers = [name for name in seconds if name.startswith("lightly")]
     rows = []
     for precision, target in TARGETS.items():
         benchmark = f"pretrain_loop SimCLR ResNet-18 64 px, ours in {precision}, lightly in fp32"
         if not peers:
             rows.append(skipped(benchmark, "lightly is not installed"))
             continue
-        ours, peer = seconds[f"ours, {precision}"], min(peers)
-        rows.append(row(benchmark, ours=ours, peer=peer, unit="s an epoch", ratio=peer / ours, target=target))
+        ours, peer = f"ours, {precision}", min(peers, key=seconds.__getitem__)
+        rows.append(
+            row(
+                benchmark,
+                ours=seconds[ours],
+                peer=seconds[peer],
+                unit="s an epoch",
+                ratio=seconds[peer] / seconds[ours],
+                target=target,
+                spread=seconds.spread(peer, ours),
+            )
+        )
     return rows
 
 

@@ -2,9 +2,11 @@
 
     python benchmarks/run.py [NAME...]
 
-A benchmark that is named replaces its own rows; the others keep what an earlier call found. Each row keeps the
-machine and the versions that it was measured with. What is to be said about a benchmark's results stands in notes.yaml.
-The last lines printed are the JSON rows of this call; with --page the page is only written anew.
+A benchmark that is named replaces its own rows; the others keep what an earlier call found, and so does one that fails.
+Each row keeps the machine and the versions that it was measured with. What is to be said about a benchmark's results
+stands in notes.yaml. The last lines printed are the JSON rows of this call; with --page the page is only written anew.
+
+Without a name all of them run, one after another.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,7 +28,8 @@ _HEAD = """# Benchmarks
 
 Written by `python benchmarks/run.py`. Each program under `benchmarks/` says what it compares, and how; peers come from
 `benchmarks/requirements.txt`. Contestants take turns in one process on the same data. A ratio is how many times better
-ours is, unless the row says otherwise; times belong to the machine, ratios travel better.
+ours is, unless the row says otherwise, and that of the medians. Its spread is from the least to the greatest ratio of
+the rounds, each by itself. Times belong to the machine, ratios travel better.
 """
 
 
@@ -41,33 +45,33 @@ def main() -> None:
         PAGE.write_text(page(results))
         return
     chosen = options.names or names
-    failed = []
+    measured, failed = [], []
     for name in chosen:
         lines = run(name)
-        rows = [json.loads(line) for line in lines if line.startswith('{"benchmark"')]
-        if not rows:
+        rows = [json.loads(line) for line in lines or () if line.startswith('{"benchmark"')]
+        if lines is None or not rows:
             failed.append(name)
             continue
+        measured += rows
         results[name] = {"setting": [line for line in lines if line.startswith(("machine:", "device:", "versions:"))]}
         results[name]["rows"] = rows
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         PAGE.write_text(page(results))
-    for name in chosen:
-        for row in results.get(name, {}).get("rows", []):
-            print(json.dumps(row))
+    for row in measured:
+        print(json.dumps(row))
     if failed:
         sys.exit(f"no result from: {', '.join(failed)}")
 
 
-def run(name: str) -> list[str]:
-    """Run one program, show its output as it comes, and give its lines."""
+def run(name: str) -> list[str] | None:
+    """Run one program, show its output as it comes, and give its lines; None if it failed."""
     lines = []
     with subprocess.Popen([sys.executable, "-u", HERE / f"{name}.py"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line.rstrip("\n"))
-    return lines
+    return lines if process.returncode == 0 else None
 
 
 def page(results: dict[str, dict[str, list]]) -> str:
@@ -76,22 +80,27 @@ def page(results: dict[str, dict[str, list]]) -> str:
     notes = yaml.safe_load(NOTES.read_text())
     for name, result in sorted(results.items()):
         parts += [f"## {name}.py", "", " ".join(f"{line}." for line in result["setting"]), ""]
-        parts += ["| what | ours | peer | ratio | target | met |", "|---|---|---|---|---|---|"]
-        for row in result["rows"]:
-            what = row["benchmark"]
-            if "skipped" in row:
-                parts.append(f"| {what} | | | | | skipped: {row['skipped']} |")
-                continue
-            ours, peer = (f"{row[side]:g} {row['unit']}" for side in ("ours", "peer"))
-            met = "yes" if row["met"] else "**no**"
-            target = f"at most {row['target']:g}" if row.get("at_most") else f"{row['target']:g}"
-            parts.append(f"| {what} | {ours} | {peer} | {row['ratio']:g} | {target} | {met} |")
+        parts += ["| what | ours | peer | ratio | spread | target | met |", "|---|---|---|---|---|---|---|"]
+        parts += [_line(row) for row in result["rows"]]
         parts.append("")
         if name in notes:
             parts += [notes[name].strip(), ""]
         if (PAGE.parent / f"{name}.svg").exists():
             parts += [f"![{name}]({name}.svg)", ""]
     return "\n".join(parts)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One row as a line of the table; rows of earlier days lack a spread."""
+    if "skipped" in row:
+        return f"| {row['benchmark']} | | | | | | skipped: {row['skipped']} |"
+    ours, peer = (f"{row[side]:g} {row['unit']}" for side in ("ours", "peer"))
+    spread = " to ".join(f"{value:g}" for value in row.get("spread", ()))
+    target, met = "", ""
+    if "target" in row:
+        target = f"at most {row['target']:g}" if row.get("at_most") else f"{row['target']:g}"
+        met = "yes" if row["met"] else "**no**"
+    return f"| {row['benchmark']} | {ours} | {peer} | {row['ratio']:g} | {spread} | {target} | {met} |"
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ larger share of the time than of the FLOPs wastes time outside its convolutions.
 """
 
 import argparse
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from common import interleaved_seconds, print_machine, print_rows, row
+from common import Timings, interleaved_seconds, print_machine, print_rows, row
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,11 +71,17 @@ class Scene:
 class Measured:
     """What one step costs."""
 
-    seconds: float
+    rounds: tuple[float, ...]
+    """Seconds of a step, in each round."""
     flops: int
     """Of the network as plain autograd runs it, see `count_flops`."""
     peak_mebibytes: float | None
     """Most that is allocated during the step above what lay there before it; None on a CPU."""
+
+    @property
+    def seconds(self) -> float:
+        """The median of all rounds."""
+        return statistics.median(self.rounds)
 
 
 def main() -> None:
@@ -127,8 +134,9 @@ def measure_stages(
         stage = build_stage(backbone.build(), blocks, task, scene.device, scene.side)
         steps[name] = training_step(stage, views, scene)
         peaks[name] = peak_mebibytes(steps[name], scene.device)
-    seconds = interleaved_seconds({name: repeated(step, scene.steps) for name, step in steps.items()}, rounds=rounds)
-    return {name: Measured(seconds[name] / scene.steps, flops[name], peaks[name]) for name in STAGES}
+    timings = interleaved_seconds({name: repeated(step, scene.steps) for name, step in steps.items()}, rounds=rounds)
+    each = {name: tuple(value / scene.steps for value in values) for name, values in timings.rounds.items()}
+    return {name: Measured(each[name], flops[name], peaks[name]) for name in STAGES}
 
 
 def make_views(task: PretextTask, scene: Scene) -> Views:
@@ -171,9 +179,9 @@ def training_step(stage: nn.Module, views: Views, scene: Scene) -> Callable[[], 
     optimizer = SGDConfig().build(stage)
 
     def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(scene.device.type, torch.bfloat16, enabled=scene.precision == "bf16"):
             outcome = stage(views.inputs, views.targets)
-        optimizer.zero_grad(set_to_none=True)
         outcome.loss.backward()
         optimizer.step()
         return outcome.loss.detach()
@@ -262,6 +270,7 @@ def compare_stages(name: str, measured: Mapping[str, Measured]) -> list[dict[str
     """Give the rows: each stage's share of the time must not exceed its share of the FLOPs."""
     whole = measured[WHOLE]
     ratios = flop_ratios({stage: each.flops for stage, each in measured.items()})
+    timings = Timings({stage: each.rounds for stage, each in measured.items()})
     return [
         row(
             f"{name}: {stage} (peer: {WHOLE}; target: ratio of FLOPs)",
@@ -271,6 +280,7 @@ def compare_stages(name: str, measured: Mapping[str, Measured]) -> list[dict[str
             ratio=measured[stage].seconds / whole.seconds,
             target=ratio,
             at_most=True,
+            spread=timings.spread(stage, WHOLE),
         )
         for stage, ratio in ratios.items()
     ]

@@ -37,6 +37,7 @@ def main() -> None:
                 ratio=ours,
                 target=TARGET,
                 at_most=True,
+                spread=(min(seconds.rounds["rayssl --help"]), max(seconds.rounds["rayssl --help"])),
             )
         ]
     )

@@ -4,9 +4,9 @@ import importlib
 import inspect
 import json
 import math
-import statistics
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -73,6 +73,65 @@ def test_contestants_take_turns_and_the_first_turn_does_not_count() -> None:
     medians = load("common").interleaved_seconds(runs, rounds=3, clock=lambda: now[0])
     assert calls == ["a", "b"] * 4
     assert medians == {"a": 1.0, "b": 3.0}
+    assert medians.rounds == {"a": [1.0] * 3, "b": [3.0] * 3}
+
+
+def test_a_spread_is_of_ratios_within_a_round() -> None:
+    """The machine is twice as slow in the second round, for both, and the ratio of the medians stays what it is."""
+    timings = load("common").Timings({"a": [1.0, 2.0, 1.0], "b": [3.0, 6.0, 4.0]})
+    assert dict(timings) == {"a": 1.0, "b": 4.0}
+    assert timings.spread("b", "a") == (3.0, 4.0)
+    assert timings.spread_of(lambda seconds: seconds["a"] + seconds["b"]) == (4.0, 8.0)
+
+
+@pytest.mark.parametrize(("count", "low"), [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (10, 1), (20, 5), (30, 9)])
+def test_the_interval_of_a_median_is_that_of_the_sign_test(count: int, low: int) -> None:
+    """The places are those of published tables (95 %); of fewer than 6 values not even the range is as sure."""
+    assert load("common").median_interval([float(value) for value in range(count)]) == (low, count - 1 - low)
+
+
+def test_a_row_without_a_target_judges_nothing() -> None:
+    row = load("common").row("it", ours=1.0, peer=2.0, unit="s", ratio=0.5, target=None, spread=(0.4, 2 / 3))
+    assert row == {"benchmark": "it", "ours": 1.0, "peer": 2.0, "unit": "s", "ratio": 0.5, "spread": [0.4, 0.6667]}
+
+
+# The page
+
+
+def test_rows_old_and_new_stand_on_one_page() -> None:
+    common, run = load("common"), load("run")
+    old = {"benchmark": "old", "ours": 2.0, "peer": 6.0, "unit": "s", "ratio": 3.0, "target": 2.0, "met": True}
+    new = common.row("new", ours=3.0, peer=1.0, unit="s", ratio=3.0, target=2.0, at_most=True, spread=(2.5, 4.0))
+    told = common.row("told", ours=1.0, peer=1.0, unit="s", ratio=1.0, target=None)
+    rows = [old, new, told, common.skipped("none", "no GPU")]
+    lines = run.page({"it": {"setting": ["machine: M"], "rows": rows}}).splitlines()
+    table = lines[lines.index("|---|---|---|---|---|---|---|") + 1 :][:4]
+    assert table == [
+        "| old | 2 s | 6 s | 3 |  | 2 | yes |",
+        "| new | 3 s | 1 s | 3 | 2.5 to 4 | at most 2 | **no** |",
+        "| told | 1 s | 1 s | 1 |  |  |  |",
+        "| none | | | | | | skipped: no GPU |",
+    ]
+
+
+def test_rows_of_a_program_that_fails_now_are_kept_but_not_given_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load("run")
+    row = {"benchmark": "it", "ours": 2.0, "peer": 6.0, "unit": "s", "ratio": 3.0, "target": 2.0, "met": True}
+    programs = {"broken": f"print({json.dumps(row)!r}); raise SystemExit(1)", "whole": f"print({json.dumps(row)!r})"}
+    for name, text in programs.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"broken": {"setting": [], "rows": [{**row, "benchmark": "stale"}]}}))
+    for name, path in (("HERE", tmp_path), ("RESULTS", results), ("PAGE", tmp_path / "page.md")):
+        monkeypatch.setattr(run, name, path)
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    with pytest.raises(SystemExit, match="no result from: broken"):
+        run.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["benchmark"] for line in printed[2:]] == ["it"]
+    assert "| stale |" in (tmp_path / "page.md").read_text()
 
 
 # FLOPs
@@ -192,6 +251,14 @@ def test_growth_is_judged_by_time_and_by_memory() -> None:
     assert (memory["ratio"], memory["met"]) == (pytest.approx(2.0), False)
 
 
+def test_the_parts_of_what_two_processes_take_are_all_of_it() -> None:
+    growth = load("growth")
+    seconds = dict(zip(growth.WAYS, (10.0, 6.0, 6.5, 8.0), strict=True))
+    parts = [part(seconds) for part in growth.PARTS.values()]
+    assert parts == pytest.approx([5.0, 1.0, 0.5, 1.5])
+    assert sum(parts) == pytest.approx(seconds[growth.SHARED])
+
+
 def test_the_picture_has_a_column_a_piece(tmp_path: Path) -> None:
     growth = load("growth")
     found = [
@@ -234,23 +301,136 @@ def test_plain_kmeans_parts_two_far_clusters_whichever_rows_it_starts_from() -> 
 # Epochs under Ray
 
 
-def test_the_first_and_the_last_epoch_of_a_run_do_not_count() -> None:
-    course = load("ray_overhead").Course(called=0.0, began=5.0, reports=[20.0, 21.0, 23.0, 26.0, 99.0])
-    assert course.startup == 5.0
-    assert course.epochs == [1.0, 2.0, 3.0]
-    assert statistics.median(course.epochs) == 2.0
+def course(epochs: list[float], **changes: object) -> object:
+    """The first and the last epoch are not to count."""
+    history = [{"epoch": 1, "loss": 1.5, "images_per_second": epochs[0]}]
+    values = {"recording": [e / 10 for e in epochs], "reporting": [e / 5 for e in epochs], "history": history}
+    return load("ray_overhead").Course(startup=5.0, epochs=epochs, **{**values, **changes})
 
 
-def test_a_clocked_runtime_reports_as_its_own_and_notes_when_it_was_done() -> None:
+def test_epochs_under_ray_are_compared_pair_by_pair() -> None:
+    """The machine is ten times as slow in one pair, which is no matter to the pairs' ratios."""
+    plain, ray = course([9.0, 1.0, 10.0, 1.0, 99.0]), course([1.0, 1.02, 10.2, 1.04, 50.0])
+    rows = load("ray_overhead").compare({"plain": plain, "ray": ray})
+    assert (rows[0]["ratio"], rows[0]["spread"], rows[0]["met"]) == (1.02, [1.02, 1.04], True)
+    assert [row["ratio"] for row in rows[1:]] == [0.1, 0.2] * 2
+    assert all("target" not in row for row in rows[1:])
+
+
+def test_runs_that_differ_only_by_the_clock_did_equal_work() -> None:
+    ray_overhead = load("ray_overhead")
+    plain, other = course([1.0, 2.0, 3.0]), course([1.0], history=[{"epoch": 1, "loss": 1.6}])
+    ray_overhead.check_equal_work({"plain": plain, "ray": course([2.0, 2.0, 2.0])})
+    with pytest.raises(RuntimeError, match="ray: must leave the history"):
+        ray_overhead.check_equal_work({"plain": plain, "ray": other})
+
+
+def test_two_that_train_in_turns_never_train_at_once(tmp_path: Path) -> None:
+    ray_overhead = load("ray_overhead")
+    turns = {name: ray_overhead.Turns(tmp_path, name, other) for name, other in (("a", "b"), ("b", "a"))}
+    trained: list[str] = []
+
+    def train(name: str) -> None:
+        turns[name].take()
+        for _ in range(3):
+            trained.append(name)
+            turns[name].give()
+            if len(trained) < 6:
+                turns[name].take()
+
+    turns["b"].give()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(train, ("b", "a")))
+    assert trained == ["a", "b"] * 3
+
+
+def test_nobody_waits_for_one_that_has_failed(tmp_path: Path) -> None:
+    ray_overhead = load("ray_overhead")
+    ray_overhead.Turns(tmp_path, "a", "b").end()
+    with pytest.raises(RuntimeError, match="b: waits for a turn, but 'a' has ended"):
+        ray_overhead.Turns(tmp_path, "b", "a").take()
+
+
+def test_a_clocked_runtime_reports_as_its_own_and_tells_what_an_epoch_is_made_of(tmp_path: Path) -> None:
+    ray_overhead = load("ray_overhead")
     reported: list[dict[str, float]] = []
     runtime = SimpleNamespace(rank=3, report=lambda metrics, save: reported.append(metrics))
-    clocked = load("ray_overhead").Clocked(runtime)
-    clocked.report({"loss": 1.0})
-    clocked.report({"loss": 2.0})
-    assert clocked.rank == 3
-    assert reported == [{"loss": 1.0}, {"loss": 2.0}]
-    assert clocked.moments == sorted(clocked.moments)
-    assert len(clocked.moments) == 2
+    recorded: list[dict[str, float]] = []
+    tracker = SimpleNamespace(log_metrics=lambda metrics, step: recorded.append(metrics), uri="there")
+    tracker.child = lambda name: tracker
+    clocked = ray_overhead.Clocked(runtime, ray_overhead.Turns(tmp_path, "alone", "alone"))
+    clocked_tracker = ray_overhead.ClockedTracker(tracker, clocked.note_recording)
+    for loss in (1.0, 2.0):
+        clocked_tracker.child("stage-1").log_metrics({"loss": loss}, step=1)
+        clocked.report({"loss": loss})
+    assert (clocked.rank, clocked_tracker.uri) == (3, "there")
+    assert reported == recorded == [{"loss": 1.0}, {"loss": 2.0}]
+    for epoch, recording, reporting in zip(clocked.epochs, clocked.recording, clocked.reporting, strict=True):
+        assert 0 < recording + reporting <= epoch
+
+
+# What a search costs
+
+
+def test_a_searchs_overhead_is_its_wall_time_less_training() -> None:
+    """Two trials of 1 s in 20 s, of which the cluster's start takes 5, the first trial 6 and the second 2."""
+    search_overhead = load("search_overhead")
+    course = search_overhead.Course(called=100.0, cluster_up=105.0, trials_ended=[111.0, 113.0], returned=120.0)
+    overheads = course.overheads(1.0)
+    assert overheads == {"whole": [9.0], "first": [5.0], "later": [1.0]}
+    rows = search_overhead.compare(overheads, 1.0)
+    assert [row["ratio"] for row in rows] == [9.0, 5.0, 1.0]
+    assert [row.get("met") for row in rows] == [False, None, None]
+
+
+def test_a_trial_must_leave_what_the_plain_run_leaves(tmp_path: Path) -> None:
+    search_overhead = load("search_overhead")
+    values = {"optimizer.learning_rate": 0.1}
+    (tmp_path / "trials" / "one").mkdir(parents=True)
+    (tmp_path / "trials" / "one" / "history.jsonl").write_text('{"loss": 1.0, "images_per_second": 5.0}\n')
+    result = SimpleNamespace(folder=tmp_path, records={"one": SimpleNamespace(name="one", values=values)})
+    study = SimpleNamespace(samples=lambda: [values])
+    search_overhead.check_equal_work(result, study, [[{"loss": 1.0, "images_per_second": 7.0}]])
+    with pytest.raises(RuntimeError, match="must hold the numbers of the same run"):
+        search_overhead.check_equal_work(result, study, [[{"loss": 1.1, "images_per_second": 5.0}]])
+
+
+# What a measurement costs
+
+
+def test_a_measurement_is_told_as_a_share_of_a_whole_epoch() -> None:
+    """Steps of 2 s are a tenth of an epoch; the recipe measures three times in four epochs of 20 s."""
+    timings, online_cost = load("common").Timings, load("online_cost")
+    seconds = timings({"steps": [2.0, 4.0, 2.0], "measurement": [1.0, 1.0, 1.0]})
+    costs = [online_cost.Cost(f"stage-{i}", seconds, 0.1, *counts) for i, counts in enumerate([(2, 1), (2, 2)])]
+    first, _, whole = online_cost.compare(costs)
+    assert (first["ratio"], first["spread"], first["met"]) == (0.05, [0.025, 0.05], True)
+    assert (whole["ours"], whole["peer"], whole["ratio"]) == (3.0, 80.0, 0.0375)
+
+
+@pytest.mark.parametrize("changes", [{"probe/best/top1": 0.1}, {"knn/k20/top1": 0.0}, {"loss": math.nan}], ids=str)
+def test_a_measurement_that_tells_nothing_is_refused(changes: dict[str, float]) -> None:
+    found = {"probe/best/top1": 0.9, "knn/k20/top1": 0.9, "loss": 1.0}
+    online_cost = load("online_cost")
+    online_cost.check_work("stage-1", found)
+    with pytest.raises(RuntimeError, match="stage-1: "):
+        online_cost.check_work("stage-1", {**found, **changes})
+
+
+# Planned against measured
+
+
+def test_a_plan_is_as_good_as_it_is_close_on_either_side() -> None:
+    rows = [load("scaling")._row("it", [100.0] * 2, [80.0, peer], 0.7, closeness=True) for peer in (80.0, 125.0)]
+    assert [row["spread"] for row in rows] == [[0.8, 0.8], [0.8, 0.8]]
+
+
+def test_runs_of_other_losses_are_refused() -> None:
+    scaling = load("scaling")
+    history = [{"stage": 1.0, "epoch": 1.0, "loss": 1.5, "images_per_second": 10.0}]
+    scaling._check_equal_work(history, [{**history[0], "images_per_second": 20.0}])
+    with pytest.raises(RuntimeError, match="Ray: must leave"):
+        scaling._check_equal_work(history, [{**history[0], "loss": 1.51}])
 
 
 # Equal work
@@ -288,10 +468,43 @@ def test_parameters_are_counted() -> None:
 
 
 def test_without_lightly_its_rows_say_so() -> None:
-    rows = load("pretrain_loop").compare({"ours, fp32": 1.0, "ours, bf16": 1.0})
+    seconds = load("common").Timings({"ours, fp32": [1.0], "ours, bf16": [1.0]})
+    rows = load("pretrain_loop").compare(seconds)
     assert [row["skipped"] for row in rows] == ["lightly is not installed"] * 2
 
 
 def test_the_faster_of_lightlys_ways_counts() -> None:
-    seconds = {"ours, fp32": 1.0, "ours, bf16": 0.5, "lightly, 0 loaders": 3.0, "lightly, 2 loaders": 2.0}
-    assert [row["ratio"] for row in load("pretrain_loop").compare(seconds)] == [2.0, 4.0]
+    rounds = {"ours, fp32": [1, 2, 1], "ours, bf16": [0.5] * 3, "lightly, 0 loaders": [3.0] * 3}
+    seconds = load("common").Timings({**rounds, "lightly, 2 loaders": [2.0] * 3})
+    rows = load("pretrain_loop").compare(seconds)
+    assert [row["ratio"] for row in rows] == [2.0, 4.0]
+    assert [row["spread"] for row in rows] == [[1.0, 2.0], [4.0, 4.0]]
+
+
+@pytest.fixture
+def revnets() -> dict[str, nn.Module]:
+    from rayssl.backbones.revnet import RevNet
+
+    revnet_memory = load("revnet_memory")
+    contestants = {"ours": True, "autograd": False}
+    return {
+        name: revnet_memory.seeded(lambda depth, it=it: RevNet(depth, width=8, reversible=it), 50)
+        for name, it in contestants.items()
+    }
+
+
+def test_a_network_that_rebuilds_does_the_work_of_one_that_stores(revnets: dict[str, nn.Module]) -> None:
+    load("revnet_memory").check_equal_work(revnets, torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize(("change", "what"), [("weights", "weights"), ("factor", "loss"), ("hook", "gradients")])
+def test_networks_of_different_work_are_refused(revnets: dict[str, nn.Module], change: str, what: str) -> None:
+    ours = revnets["ours"]
+    if change == "weights":
+        next(ours.parameters()).data.mul_(1.01)
+    if change == "factor":
+        ours.register_forward_hook(lambda module, inputs, output: 2 * output)
+    if change == "hook":
+        next(ours.parameters()).register_hook(lambda gradient: 1.01 * gradient)
+    with pytest.raises(RuntimeError, match=f"ours: must .*{what}"):
+        load("revnet_memory").check_equal_work(revnets, torch.randn(2, 3, 32, 32))

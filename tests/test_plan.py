@@ -1,12 +1,13 @@
 """The plan of a run: closed forms of its model, counts that equal the run's own, and what it says of mistakes."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import distributed, nn
 
 from rayssl.backbones import RevNetConfig
 from rayssl.config import ExperimentConfig, load_config
@@ -90,9 +91,27 @@ def test_communication_hides_behind_two_thirds_of_the_step_at_most() -> None:
     assert exposed_seconds(5.0, 3.0, overlap=1.0) == pytest.approx(3.0)
 
 
-def test_gradients_are_sent_in_torchs_buckets() -> None:
-    mib = 2**20
-    assert [num_buckets(size) for size in (1, mib, mib + 1, 26 * mib, 26 * mib + 1)] == [1, 1, 2, 2, 3]
+@pytest.mark.parametrize("bucket_mib", [0.5, 1, 25])
+def test_gradients_are_sent_in_torchs_buckets(bucket_mib: float) -> None:
+    """Its own function parts as many small weights, whose sizes fill a bucket of each of these sizes exactly."""
+    cap = int(bucket_mib * 2**20)
+    for num_bytes in (4096, cap, cap + 4096, 3 * cap):
+        weights = [torch.empty(1024) for _ in range(num_bytes // 4096)]
+        buckets, _ = distributed._compute_bucket_assignment_by_size(weights, [cap])
+        assert num_buckets(num_bytes, bucket_mib) == len(buckets)
+    assert num_buckets(0, bucket_mib) == 1
+
+
+def test_smaller_buckets_are_more_messages(small_run: SmallRun) -> None:
+    """Bytes cost nothing here, a message of two workers 2 ms there and back."""
+    plans = {}
+    for mib in (25, 0.01):
+        config = small_run.config(f"cluster.bucket_mib={mib}")
+        plans[mib] = plan_experiment(config, num_workers=2, calibration_steps=1, bandwidth=1e30, latency=1e-3)
+    for large, small in zip(plans[25].stages, plans[0.01].stages, strict=True):
+        assert large.communication_seconds == pytest.approx(2e-3)
+        assert small.communication_seconds == pytest.approx(2e-3 * math.ceil(large.synchronized_bytes / (0.01 * 2**20)))
+        assert small.communication_seconds > large.communication_seconds
 
 
 def test_what_autograd_holds_is_counted_once_and_only_while_it_is_held() -> None:

@@ -155,6 +155,7 @@ def _plan(config: ExperimentConfig, num_workers: int, passes: Passes, network: N
             num_workers,
             step.synchronized_bytes,
             computation=step.seconds,
+            bucket_mib=config.cluster.bucket_mib,
             num_batchnorms=step.num_batchnorms if config.training.sync_batchnorm else 0,
         )
         seconds = _with_decoding(step.seconds + waiting, step.num_images, config, material)

@@ -14,8 +14,6 @@ from torch.multiprocessing.spawn import ProcessException
 from rayssl.errors import ClusterError
 
 _MIB = 2**20
-_FIRST_BUCKET, _BUCKET = 1 * _MIB, 25 * _MIB
-"""Bytes of gradients that torch's DistributedDataParallel sends at once: a small first bucket, then large ones."""
 _BACKWARD_SHARE = 2 / 3
 """Of a step's arithmetic: the gradients by the inputs and by the weights cost as much as the forward pass each."""
 _LARGE, _SMALL = 16 * _MIB, 4
@@ -39,7 +37,13 @@ class Network:
 
 
 def waiting_seconds(
-    network: Network, num_workers: int, gradient_bytes: int, *, computation: float, num_batchnorms: int = 0
+    network: Network,
+    num_workers: int,
+    gradient_bytes: int,
+    *,
+    computation: float,
+    bucket_mib: float,
+    num_batchnorms: int = 0,
 ) -> float:
     """What a worker waits for the others in a training step, seconds.
 
@@ -48,6 +52,7 @@ def waiting_seconds(
         num_workers: How many they are, at least 1.
         gradient_bytes: Gradients of a worker, which DistributedDataParallel sums.
         computation: Seconds of the step without communication.
+        bucket_mib: MiB of gradients that are sent at a time (`cluster.bucket_mib`).
         num_batchnorms: Layers that normalise by the batch of all workers. In each, a gather forwards, N - 1 messages
             round the ring, and a sum backwards have to be waited for; their bytes are few.
     """
@@ -60,7 +65,7 @@ def waiting_seconds(
             num_workers,
             bandwidth=network.bandwidth,
             latency=network.latency,
-            num_messages=num_buckets(num_bytes),
+            num_messages=num_buckets(num_bytes, bucket_mib),
             has_trees=network.has_trees,
         )
 
@@ -112,11 +117,17 @@ def exposed_seconds(communication: float, computation: float, *, overlap: float)
     return communication - min(overlap * communication, _BACKWARD_SHARE * computation)
 
 
-def num_buckets(num_bytes: int) -> int:
-    """Messages in which DistributedDataParallel sends that many bytes of gradients."""
-    if num_bytes <= _FIRST_BUCKET:
-        return 1
-    return 1 + -(-(num_bytes - _FIRST_BUCKET) // _BUCKET)
+def num_buckets(num_bytes: int, bucket_mib: float) -> int:
+    """Messages in which DistributedDataParallel sends that many bytes of gradients, at least 1.
+
+    It closes a bucket with the weight that fills it, so that large weights make fewer. A smaller first bucket is what
+    torch makes only where no size is asked for; the runtimes ask for one.
+
+    Args:
+        num_bytes: Of all gradients.
+        bucket_mib: Size of a bucket, MiB, above 0.
+    """
+    return max(1, math.ceil(num_bytes / (bucket_mib * _MIB)))
 
 
 def measure_network() -> Network:
