@@ -161,7 +161,7 @@ def grayscale(images: Tensor, mask: Tensor) -> Tensor:
     """
     check_images("grayscale", images, floats=True)
     check_mask("grayscale", mask, len(images))
-    return torch.where(mask.to(images.device)[:, None, None, None], _luma(images), images)
+    return torch.where(mask.to(images.device, non_blocking=True)[:, None, None, None], _luma(images), images)
 
 
 def blur_kernel_size(side: int) -> int:
@@ -196,7 +196,7 @@ def gaussian_blur(images: Tensor, sigmas: Tensor, *, kernel_size: int, mask: Ten
 
     def blur(chosen: Tensor, chosen_sigmas: Tensor) -> Tensor:
         distances = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-        scaled = distances / chosen_sigmas.to(images.device, images.dtype)[:, None]
+        scaled = distances / chosen_sigmas.to(images.device, images.dtype, non_blocking=True)[:, None]
         kernels = torch.softmax(-0.5 * scaled.square(), dim=1)  # (B, K)
         # Each channel of each image is a group of its own, so that one convolution holds all the kernels.
         groups = 3 * len(chosen)
@@ -245,4 +245,4 @@ def _per_image(
     check_images(operation, images, floats=True)
     check_shape(operation, name, values, (len(images),))
     check_range(operation, name, values, low, high)
-    return values.to(images.device, images.dtype)[:, None, None, None]
+    return values.to(images.device, images.dtype, non_blocking=True)[:, None, None, None]

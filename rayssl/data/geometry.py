@@ -194,10 +194,9 @@ def rotated_crop(
     # grid_sample's coordinates are 0 (its edges are at -1 and 1), numbers are small and round less.
     radians = torch.deg2rad(angles.double())
     center_y, center_x = centers.double().unbind(dim=1)
-    cosines, sines, shift_y, shift_x = (
-        numbers.to(images.device, images.dtype)[:, None, None]
-        for numbers in (radians.cos() / zoom, radians.sin() / zoom, center_y - height / 2, center_x - width / 2)
-    )
+    numbers = torch.stack((radians.cos() / zoom, radians.sin() / zoom, center_y - height / 2, center_x - width / 2))
+    numbers = numbers.to(images.device, images.dtype, non_blocking=True)
+    cosines, sines, shift_y, shift_x = numbers[:, :, None, None]
     right = torch.arange(size, device=images.device, dtype=images.dtype) - (size - 1) / 2
     down = right[:, None]
     x = (right * cosines - down * sines + shift_x) * (2 / width)
@@ -211,4 +210,5 @@ def _windows(images: Tensor, tops: Tensor, lefts: Tensor, size: int) -> Tensor:
     # A view of every possible window; indexing it copies only the wanted ones, in whole rows of pixels.
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # (B, 3, H - size + 1, W - size + 1, size, size)
     batch = torch.arange(len(images), device=images.device).view(-1, *[1] * (tops.ndim - 1))
-    return windows[batch, :, tops.to(images.device), lefts.to(images.device)]
+    tops, lefts = (numbers.to(images.device, non_blocking=True) for numbers in (tops, lefts))
+    return windows[batch, :, tops, lefts]

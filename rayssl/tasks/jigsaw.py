@@ -162,11 +162,11 @@ class JigsawTask:
         targets = draws.integers(self.num_permutations)  # last: all levels see the same tiles
 
         cut = tiles(crop(images, tops, lefts, self.crop), offsets, grid=self.grid, tile=self.tile_size)
-        order = self.permutations[targets].to(cut.device)
+        order = self.permutations[targets].to(cut.device, non_blocking=True)
         shown = cut[torch.arange(len(cut), device=cut.device)[:, None], order].flatten(0, 1)
         shown = grayscale(to_float(shown), gray.repeat_interleave(num_tiles))
         inputs = _normalize_each(shown) if self.normalize_tiles else normalize(shown)
-        return Views(inputs, targets.to(cut.device))
+        return Views(inputs, targets.to(cut.device, non_blocking=True))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> "JigsawHead":
         """What sees the tiles side by side."""

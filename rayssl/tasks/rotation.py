@@ -83,7 +83,7 @@ class RotationTask:
         inputs = normalize(views)
         if self.corners == "mask":
             inputs = inputs * _disc(self.image_size, inputs.device)
-        return Views(inputs, targets.to(images.device))
+        return Views(inputs, targets.to(images.device, non_blocking=True))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> nn.Module:
         """One linear layer from the pooled map to the angles."""
