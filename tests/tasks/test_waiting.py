@@ -1,6 +1,6 @@
-"""A step never waits for its device: nothing that make_views, a forward and a backward pass do looks at a value there.
+"""A step never waits for its device: make_views, a forward and a backward pass look at no value there.
 
-On a GPU torch itself can tell. Without one, tensors on torch's device "meta", which have shapes but no content, take the
+On a GPU torch itself can tell. Without one, tensors on torch's device "meta", which have shapes but no content, go the
 same way through the code, and what would wait on a GPU can be seen among the operations.
 """
 
@@ -141,9 +141,8 @@ def test_a_step_copies_without_waiting_and_looks_at_no_value(
 def test_what_waits_is_found(look: Any) -> None:
     """Or the test above would be green for ever."""
     there, here = torch.zeros(3, device="meta"), torch.zeros(3)
-    with WaitsOnMeta() as waits:
-        with suppress(NotImplementedError, RuntimeError):  # what needs values can't be run here
-            look(there, here)
+    with WaitsOnMeta() as waits, suppress(NotImplementedError, RuntimeError):  # what needs values can't be run here
+        look(there, here)
     assert len(waits.found) == 1
 
 
