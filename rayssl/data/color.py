@@ -153,15 +153,21 @@ def color_jitter(images: Tensor, factors: Tensor, *, order: Tensor | Sequence[in
     return change_where("color_jitter", images, mask, jitter, factors)
 
 
-def grayscale(images: Tensor, mask: Tensor) -> Tensor:
+def grayscale(images: Tensor, mask: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Give the samples that the mask, bool (B,), picks their grey in all three channels.
+
+    Args:
+        images: Float (B, 3, H, W) in [0, 1].
+        mask: Bool (B,).
+        out: Where to write the result, in the images' shape; may be the images themselves. None: fresh memory.
 
     Raises:
         ValueError: If a shape or dtype is wrong.
     """
     check_images("grayscale", images, floats=True)
     check_mask("grayscale", mask, len(images))
-    return torch.where(mask.to(images.device, non_blocking=True)[:, None, None, None], _luma(images), images)
+    picked = mask.to(images.device, non_blocking=True)[:, None, None, None]
+    return torch.where(picked, _luma(images), images, out=out)
 
 
 def blur_kernel_size(side: int) -> int:

@@ -14,6 +14,7 @@ from rayssl.backbones import NUM_BLOCKS
 from rayssl.backbones.autoencoder import AutoEncoder
 from rayssl.collectives import gather_rows, is_distributed
 from rayssl.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from rayssl.data.buffers import Buffers
 from rayssl.data.loaders import Batch
 from rayssl.losses import (
     Margin,
@@ -51,10 +52,13 @@ class AutoEncoderTask:
     def __init__(self, level: AugmentationLevel, *, image_size: int) -> None:
         self._level = level
         self._image_size = image_size
+        self._buffers = Buffers()
 
     def make_views(self, batch: Batch) -> Views:
         """Views (N, 3, S, S); targets int64 (N, 2): the picture's pseudo label and its number in the set."""
-        inputs = augmented_view(batch.images, batch.draws, self._level, image_size=self._image_size)
+        inputs = augmented_view(
+            batch.images, batch.draws, self._level, image_size=self._image_size, buffers=self._buffers
+        )
         targets = torch.stack([batch.labels, batch.indices], dim=1)
         return Views(inputs, targets.to(inputs.device, non_blocking=True))
 

@@ -39,6 +39,14 @@ TASKS: dict[str, tuple[TaskConfig, object]] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Permutations are kept away from the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def small_backbone() -> ResNet:
     return ResNetConfig(depth=18, width=4, stem="small").build()
 
