@@ -147,14 +147,16 @@ def batch_hard_triplet_loss(
 
     Source: Hermans et al. 2017, equation 5 ("batch hard") and their soft margin; MGTA, equations 3 and 6.
     """
-    positive_distances, negative_distances = batch_hard_triplets(embeddings, labels, image_ids=image_ids)
-    return triplet_loss(positive_distances, negative_distances, margin=margin, reduction=reduction)
+    positives, negatives, exist = batch_hard_triplets(embeddings, labels, image_ids=image_ids)
+    return triplet_loss(positives, negatives, exist, margin=margin, reduction=reduction)
 
 
 def batch_hard_triplets(
     embeddings: Tensor, labels: Tensor, *, image_ids: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Distances to each anchor's hardest positive and hardest negative.
+
+    Rows without a triplet are marked and not left out: for their number a host would have to wait for its GPU.
 
     Args:
         embeddings: (N, D); the distances are plain Euclidean ones, neither squared nor of normalised vectors.
@@ -162,8 +164,8 @@ def batch_hard_triplets(
         image_ids: Picture of each row, (N,). None: all are different.
 
     Returns:
-        Distances to the farthest row of the same label and another picture, (A,), and to the nearest row of another
-        label, (A,), for those A <= N rows that have both, in the order of the rows.
+        For each row the distance to the farthest row of the same label and another picture, (N,), the distance to the
+        nearest row of another label, (N,), and whether there are both, bool (N,); without, its distances mean nothing.
 
     Raises:
         ValueError: If the shapes don't fit.
@@ -173,52 +175,65 @@ def batch_hard_triplets(
     if image_ids is not None:
         _check_shape("image_ids", image_ids, embeddings.shape[:1], "one for each embedding")
     embeddings = _in_full_precision(embeddings)
-    # Autograd sees the 2A distances that are used, not all N x N.
-    anchors, positives, negatives = _mine(embeddings.detach(), labels, image_ids)
-    anchor_embeddings = embeddings[anchors]  # (A, D)
-    return _distances(anchor_embeddings, embeddings[positives]), _distances(anchor_embeddings, embeddings[negatives])
+    # Autograd sees the 2N distances that are used, not all N x N.
+    positives, negatives, exist = _mine(embeddings.detach(), labels, image_ids)
+    anchors = embeddings.view_as(embeddings)  # what comes back from both distances is added up before the rest
+    # Not by indexing, whose gradients a CPU with several threads adds up in any order.
+    positive_distances = _distances(anchors, embeddings.index_select(0, positives))
+    negative_distances = _distances(anchors, embeddings.index_select(0, negatives))
+    return positive_distances, negative_distances, exist
 
 
 def triplet_loss(
-    positive_distances: Tensor, negative_distances: Tensor, *, margin: Margin, reduction: Reduction = "mean"
+    positive_distances: Tensor,
+    negative_distances: Tensor,
+    exist: Tensor,
+    *,
+    margin: Margin,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Hinge or softplus of the triplets' violations; see `batch_hard_triplet_loss`.
 
     Args:
-        positive_distances: From each anchor to its positive, (A,); A may be 0.
-        negative_distances: From each anchor to its negative, (A,).
+        positive_distances: From each anchor to its positive, (N,).
+        negative_distances: From each anchor to its negative, (N,).
+        exist: Which anchors have both, bool (N,); the others count for nothing.
         margin: At least 0, or "soft".
         reduction: "mean" or "sum" over the anchors.
 
     Returns:
-        Scalar; zero, with a gradient of zero, without anchors.
+        Scalar; zero, with a gradient of zero, if no anchor has both.
 
     Raises:
         ValueError: If the shapes differ, or the margin or the reduction is none of these.
     """
     _check_reduction(reduction)
-    violations = _violations(positive_distances, negative_distances, margin)
-    total = (functional.softplus(violations) if margin == "soft" else violations.relu()).sum()
-    return total / max(1, len(violations)) if reduction == "mean" else total
+    violations = _violations(positive_distances, negative_distances, exist, margin)
+    terms = functional.softplus(violations) if margin == "soft" else violations.relu()
+    total = torch.where(exist, terms, 0).sum()
+    return total / exist.sum().clamp(min=1) if reduction == "mean" else total
 
 
-def active_triplet_share(positive_distances: Tensor, negative_distances: Tensor, *, margin: Margin) -> Tensor:
+def active_triplet_share(
+    positive_distances: Tensor, negative_distances: Tensor, exist: Tensor, *, margin: Margin
+) -> Tensor:
     """The share of anchors whose triplet is active: positive distance - negative distance + margin is above zero.
 
     Args:
-        positive_distances: From each anchor to its positive, (A,); A may be 0.
-        negative_distances: From each anchor to its negative, (A,).
+        positive_distances: From each anchor to its positive, (N,).
+        negative_distances: From each anchor to its negative, (N,).
+        exist: Which anchors have both, bool (N,); the others count for nothing.
         margin: At least 0, or "soft", which counts as 0 here: its every triplet has a gradient, so what is told is
             how many are in the wrong order.
 
     Returns:
-        Scalar in [0, 1], without gradient; 0 without anchors.
+        Scalar in [0, 1], without gradient; 0 if no anchor has both.
 
     Raises:
         ValueError: If the shapes differ or the margin is none of these.
     """
-    violations = _violations(positive_distances.detach(), negative_distances.detach(), margin)
-    return (violations > 0).sum() / max(1, len(violations))
+    violations = _violations(positive_distances.detach(), negative_distances.detach(), exist, margin)
+    return ((violations > 0) & exist).sum() / exist.sum().clamp(min=1)
 
 
 def reconstruction_loss(reconstruction: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -246,7 +261,7 @@ def reconstruction_loss(reconstruction: Tensor, target: Tensor, *, reduction: Re
 
 
 def _mine(embeddings: Tensor, labels: Tensor, image_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the anchors that have a triplet, of their hardest positives and of their hardest negatives, each (A,)."""
+    """Rows of each anchor's hardest positive and hardest negative, and whether it has both, each (N,)."""
     # By matrix product it would be faster, but close points far from zero would lose the digits of their distance.
     distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")  # (N, N)
     pictures = torch.arange(len(labels), device=labels.device) if image_ids is None else image_ids
@@ -254,20 +269,20 @@ def _mine(embeddings: Tensor, labels: Tensor, image_ids: Tensor | None) -> tuple
     is_positive = is_same_label & (pictures[:, None] != pictures)
     positives = distances.masked_fill(~is_positive, -math.inf).argmax(1)
     negatives = distances.masked_fill(is_same_label, math.inf).argmin(1)
-    anchors = (is_positive.any(1) & ~is_same_label.all(1)).nonzero().squeeze(1)
-    return anchors, positives[anchors], negatives[anchors]
+    return positives, negatives, is_positive.any(1) & ~is_same_label.all(1)
 
 
 def _distances(left: Tensor, right: Tensor) -> Tensor:
-    """Euclidean distance of each row to the row beside it, (A,)."""
+    """Euclidean distance of each row to the row beside it, (N,)."""
     return ((left - right).square().sum(1) + _EPSILON).sqrt()
 
 
-def _violations(positive_distances: Tensor, negative_distances: Tensor, margin: Margin) -> Tensor:
+def _violations(positive_distances: Tensor, negative_distances: Tensor, exist: Tensor, margin: Margin) -> Tensor:
     """By how much each triplet breaks its margin; "soft" is no margin."""
     if positive_distances.ndim != 1:
         raise ValueError(f"positive_distances: must be a vector, got shape {tuple(positive_distances.shape)}")
     _check_shape("negative_distances", negative_distances, positive_distances.shape, "positive_distances'")
+    _check_shape("exist", exist, positive_distances.shape, "positive_distances'")
     if margin == "soft":
         return positive_distances - negative_distances
     if isinstance(margin, str) or not 0 <= margin < math.inf:

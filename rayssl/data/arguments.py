@@ -1,7 +1,8 @@
 """What the operations on batches share: checks of their arguments, and masks.
 
 Values are checked only on the CPU, where `Draws` makes them; on another device only their shapes are, since looking at
-a value would make the host wait for the device.
+a value would make the host wait for the device. For the same reason what goes from the CPU to the images' device goes
+with `non_blocking`: CUDA has taken its content by the time the call returns.
 """
 
 import math
@@ -23,12 +24,12 @@ def change_where(
     indices = mask.nonzero().squeeze(1)
     if len(indices) == 0:
         return images
-    chosen = [values[indices.to(values.device)] for values in (images, *parameters)]
-    changed = change(*chosen)
+    rows = indices.to(images.device, non_blocking=True)
+    changed = change(images[rows], *(values[indices.to(values.device, non_blocking=True)] for values in parameters))
     if len(indices) == len(images):
         return changed
     # Of the clone, since index_copy itself would lose the memory format.
-    return images.clone().index_copy_(0, indices.to(images.device), changed)
+    return images.clone().index_copy_(0, rows, changed)
 
 
 def check_images(operation: str, images: Tensor, *, floats: bool = False) -> None:

@@ -4,9 +4,9 @@
 `color.py` what is done to their values. Every operation is a pure function of a batch and of parameters per sample, and
 runs where the images lie: a training step augments its whole batch on its device, without a loop over images.
 Parameters may stay on the CPU, where `Draws` makes them; there their values are checked, on another device only their
-shapes. Crops, flips and tiles keep the dtype; what interpolates gives float32 in [0, 1].
+shapes. Crops and flips keep the dtype; what interpolates gives float32 in [0, 1].
 
-The order of use: draw the parameters; `crop`, `tiles` or `flip` the uint8 windows, so that as few bytes as possible
+The order of use: draw the parameters; `crop` or `flip` the uint8 windows, so that as few bytes as possible
 move; `resized_crop` or `rotated_crop`, or `to_float` where nothing interpolates; the operations of `color.py`, which
 take floats in [0, 1]; `normalize` last, since its result leaves [0, 1]. Call all of them outside autocast: it would run
 the matrix products of `resized_crop` in half precision. On CPUs the same views of larger pictures come faster from
@@ -36,7 +36,6 @@ from rayssl.data.geometry import (
     normalize,
     resize,
     rotated_crop,
-    tiles,
     to_float,
 )
 
@@ -62,6 +61,5 @@ __all__ = [
     "resized_crop",
     "rotated_crop",
     "sobel",
-    "tiles",
     "to_float",
 ]

@@ -82,7 +82,7 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     check_range("resized_crop", "boxes' heights and widths", boxes[:, 2:], 1, math.inf)
     check_range("resized_crop", "boxes' bottoms", boxes[:, 0] + boxes[:, 2], 1, height)
     check_range("resized_crop", "boxes' right edges", boxes[:, 1] + boxes[:, 3], 1, width)
-    tops, lefts, heights, widths = boxes.to(images.device, images.dtype).unbind(dim=1)
+    tops, lefts, heights, widths = boxes.to(images.device, images.dtype, non_blocking=True).unbind(dim=1)
     rows = _triangle_weights(tops, heights, source_size=height, size=size)
     columns = _triangle_weights(lefts, widths, source_size=width, size=size)
     # The three channels are stacked for the first product: a broadcast one would copy the weights three times.

@@ -31,6 +31,10 @@ class Buffers:
         weakref.finalize(view, self._take_back, block).atexit = False
         return torch.from_numpy(view).view(shape)
 
+    def lend_views(self, count: int, size: int) -> Tensor:
+        """Give float32 images (count, 3, size, size), the channels last in memory, with arbitrary content."""
+        return self.lend(count, size, size, 3).permute(0, 3, 1, 2)
+
     def _take_back(self, block: np.ndarray) -> None:
         self._idle.append(block)
         del self._idle[:-_KEEP_IDLE]

@@ -153,15 +153,21 @@ def color_jitter(images: Tensor, factors: Tensor, *, order: Tensor | Sequence[in
     return change_where("color_jitter", images, mask, jitter, factors)
 
 
-def grayscale(images: Tensor, mask: Tensor) -> Tensor:
+def grayscale(images: Tensor, mask: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Give the samples that the mask, bool (B,), picks their grey in all three channels.
+
+    Args:
+        images: Float (B, 3, H, W) in [0, 1].
+        mask: Bool (B,).
+        out: Where to write the result, in the images' shape; may be the images themselves. None: fresh memory.
 
     Raises:
         ValueError: If a shape or dtype is wrong.
     """
     check_images("grayscale", images, floats=True)
     check_mask("grayscale", mask, len(images))
-    return torch.where(mask.to(images.device)[:, None, None, None], _luma(images), images)
+    picked = mask.to(images.device, non_blocking=True)[:, None, None, None]
+    return torch.where(picked, _luma(images), images, out=out)
 
 
 def blur_kernel_size(side: int) -> int:
@@ -196,7 +202,7 @@ def gaussian_blur(images: Tensor, sigmas: Tensor, *, kernel_size: int, mask: Ten
 
     def blur(chosen: Tensor, chosen_sigmas: Tensor) -> Tensor:
         distances = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-        scaled = distances / chosen_sigmas.to(images.device, images.dtype)[:, None]
+        scaled = distances / chosen_sigmas.to(images.device, images.dtype, non_blocking=True)[:, None]
         kernels = torch.softmax(-0.5 * scaled.square(), dim=1)  # (B, K)
         # Each channel of each image is a group of its own, so that one convolution holds all the kernels.
         groups = 3 * len(chosen)
@@ -245,4 +251,4 @@ def _per_image(
     check_images(operation, images, floats=True)
     check_shape(operation, name, values, (len(images),))
     check_range(operation, name, values, low, high)
-    return values.to(images.device, images.dtype)[:, None, None, None]
+    return values.to(images.device, images.dtype, non_blocking=True)[:, None, None, None]

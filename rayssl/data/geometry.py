@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayssl.data.arguments import change_where, check_images, check_range, check_shape, check_size
+from rayssl.data.arguments import change_where, check_images, check_mask, check_range, check_shape, check_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,8 +28,20 @@ def to_float(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.to(torch.float32).div_(255)
 
 
-def normalize(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+def normalize(
+    images: Tensor,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """Subtract a mean and divide by a standard deviation, each per channel; the result leaves [0, 1].
+
+    Args:
+        images: Float (B, 3, H, W) in [0, 1].
+        mean: Of each channel.
+        std: Of each channel, above 0.
+        out: Where to write the result, in the images' shape; may be the images themselves. None: fresh memory.
 
     Raises:
         ValueError: If there are not three of each, a deviation is not positive, or the images are not float
@@ -42,7 +56,7 @@ def normalize(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
         [-center / deviation for center, deviation in zip(mean, std, strict=True)], dtype=images.dtype
     )
     factors, shifts = (numbers.to(images.device, non_blocking=True)[:, None, None] for numbers in (factors, shifts))
-    return torch.addcmul(shifts, images, factors)
+    return torch.addcmul(shifts, images, factors, out=out)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -84,16 +98,16 @@ def center_crop(images: Tensor, size: int) -> Tensor:
 
 
 def crop(images: Tensor, tops: Tensor, lefts: Tensor, size: int) -> Tensor:
-    """A square of `size` pixels from each image, at its own place.
+    """A square of `size` pixels from each image, at its own place, or several of them.
 
     Args:
         images: (B, 3, H, W), uint8 or float.
-        tops: First row of each square, int64 (B,), in [0, H - size].
-        lefts: First column of each square, int64 (B,), in [0, W - size].
+        tops: First row of each square, int64 (B,) or, for K squares of each image, (B, K), in [0, H - size].
+        lefts: First column of each square, in the same shape, in [0, W - size].
         size: Side of the squares in pixels.
 
     Returns:
-        (B, 3, size, size) in the dtype and memory format of the images.
+        (B, 3, size, size), or (B, K, 3, size, size), in the dtype and memory format of the images.
 
     Raises:
         ValueError: If a square does not fit or a shape is wrong.
@@ -101,44 +115,11 @@ def crop(images: Tensor, tops: Tensor, lefts: Tensor, size: int) -> Tensor:
     check_images("crop", images)
     count, _, height, width = images.shape
     check_size("crop", size, at_most=min(height, width))
-    check_shape("crop", "tops", tops, (count,))
-    check_shape("crop", "lefts", lefts, (count,))
+    check_shape("crop", "tops", tops, (count, *tops.shape[1:2]))
+    check_shape("crop", "lefts", lefts, tuple(tops.shape))
     check_range("crop", "tops", tops, 0, height - size)
     check_range("crop", "lefts", lefts, 0, width - size)
     return _windows(images, tops, lefts, size)
-
-
-def tiles(images: Tensor, offsets: Tensor, *, grid: int, tile: int) -> Tensor:
-    """Cut square images into grid x grid cells and take one tile from each cell.
-
-    Args:
-        images: (B, 3, S, S), uint8 or float. A cell has S // grid pixels a side; what is left over at the bottom
-            and at the right is not used.
-        offsets: Top and left of each tile inside its cell, int64 (B, grid * grid, 2), in [0, S // grid - tile].
-        grid: Cells a side.
-        tile: Side of a tile in pixels.
-
-    Returns:
-        (B, grid * grid, 3, tile, tile), the cells row by row, in the dtype of the images.
-
-    Raises:
-        ValueError: If the images are not square, a tile does not fit its cell or a shape is wrong.
-    """
-    check_images("tiles", images)
-    count, _, height, width = images.shape
-    if height != width:
-        raise ValueError(f"tiles: images must be square, got {height} x {width} pixels")
-    if not 1 <= grid <= height:
-        raise ValueError(f"tiles: grid must be in [1, {height}], got {grid}")
-    cell = height // grid
-    if not 1 <= tile <= cell:
-        raise ValueError(f"tiles: tile must be in [1, {cell}], the side of a cell, got {tile}")
-    check_shape("tiles", "offsets", offsets, (count, grid * grid, 2))
-    check_range("tiles", "offsets", offsets, 0, cell - tile)
-    cells = torch.arange(grid, device=offsets.device) * cell
-    tops = offsets[..., 0] + cells.repeat_interleave(grid)
-    lefts = offsets[..., 1] + cells.repeat(grid)
-    return _windows(images, tops, lefts, tile)
 
 
 def flip(images: Tensor, mask: Tensor) -> Tensor:
@@ -148,6 +129,10 @@ def flip(images: Tensor, mask: Tensor) -> Tensor:
         ValueError: If the mask is not bool (B,), or the images have the wrong shape or dtype.
     """
     check_images("flip", images)
+    rows = images.permute(0, 2, 3, 1)
+    if images.device.type == "cpu" and images.dtype == torch.uint8 and rows.is_contiguous():
+        check_mask("flip", mask, len(images))
+        return _flip_bytes(rows.numpy(), mask.tolist())
     return change_where("flip", images, mask, lambda chosen: chosen.flip(3))
 
 
@@ -194,10 +179,9 @@ def rotated_crop(
     # grid_sample's coordinates are 0 (its edges are at -1 and 1), numbers are small and round less.
     radians = torch.deg2rad(angles.double())
     center_y, center_x = centers.double().unbind(dim=1)
-    cosines, sines, shift_y, shift_x = (
-        numbers.to(images.device, images.dtype)[:, None, None]
-        for numbers in (radians.cos() / zoom, radians.sin() / zoom, center_y - height / 2, center_x - width / 2)
-    )
+    numbers = torch.stack((radians.cos() / zoom, radians.sin() / zoom, center_y - height / 2, center_x - width / 2))
+    numbers = numbers.to(images.device, images.dtype, non_blocking=True)
+    cosines, sines, shift_y, shift_x = numbers[:, :, None, None]
     right = torch.arange(size, device=images.device, dtype=images.dtype) - (size - 1) / 2
     down = right[:, None]
     x = (right * cosines - down * sines + shift_x) * (2 / width)
@@ -206,9 +190,21 @@ def rotated_crop(
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
+def _flip_bytes(pictures: np.ndarray, mask: list[bool]) -> Tensor:
+    """`flip` of pictures (B, H, W, 3), one at a time: a tenth of the time of torch's, which moves byte by byte."""
+    flipped = np.empty_like(pictures)
+    for source, target, picked in zip(pictures, flipped, mask, strict=True):
+        if picked:
+            cv2.flip(source, 1, dst=target)
+        else:
+            target[...] = source
+    return torch.from_numpy(flipped).permute(0, 3, 1, 2)
+
+
 def _windows(images: Tensor, tops: Tensor, lefts: Tensor, size: int) -> Tensor:
     """The squares at tops and lefts, (B, ...), of each image: (B, ..., 3, size, size)."""
     # A view of every possible window; indexing it copies only the wanted ones, in whole rows of pixels.
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # (B, 3, H - size + 1, W - size + 1, size, size)
     batch = torch.arange(len(images), device=images.device).view(-1, *[1] * (tops.ndim - 1))
-    return windows[batch, :, tops.to(images.device), lefts.to(images.device)]
+    tops, lefts = (numbers.to(images.device, non_blocking=True) for numbers in (tops, lefts))
+    return windows[batch, :, tops, lefts]

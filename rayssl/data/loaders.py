@@ -1,12 +1,14 @@
 """Which pictures go into which step, for training and for evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rayssl.data.ahead import windows_on
 from rayssl.data.augment import Draws, center_crop, normalize, resize, to_float
 from rayssl.data.pictures import Pictures
 from rayssl.errors import ConfigError
@@ -74,8 +76,17 @@ class TrainLoader:
         self.parts_per_step = parts or world_size
         self.own_parts = np.array_split(np.arange(self.parts_per_step), world_size)[rank].tolist()
 
-    def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[Batch]:
-        """This worker's parts of each step, one after another, from step `first_step` on."""
+    def epoch(
+        self, epoch: int, *, first_step: int = 0, device: torch.device | None = None
+    ) -> Generator[Batch, None, None]:
+        """This worker's parts of each step, one after another, from step `first_step` on.
+
+        Args:
+            epoch: From 0.
+            first_step: Steps of it to leave out.
+            device: Where the pictures shall lie; a GPU gets them ahead of time (`rayssl.data.ahead`), so close what
+                this gives unless it has come to its end. None: the CPU. The other tensors always lie there.
+        """
         shares, draws = [], []
         for step, indices in enumerate(self._order(epoch)[first_step:], start=first_step):
             parts = indices.reshape(self.parts_per_step, -1)
@@ -92,8 +103,9 @@ class TrainLoader:
                     )
                 )
         plan = ((own, own_draws.uniform(0.0, 1.0).numpy()) for own, own_draws in zip(shares, draws, strict=True))
-        for images, own_draws, own in zip(self._pictures.batches(plan), draws, shares, strict=True):
-            yield Batch(images, own_draws, torch.from_numpy(own), torch.from_numpy(self._labels[own]))
+        with closing(windows_on(device or torch.device("cpu"), self._pictures.batches(plan))) as windows:
+            for images, own_draws, own in zip(windows, draws, shares, strict=True):
+                yield Batch(images, own_draws, torch.from_numpy(own), torch.from_numpy(self._labels[own]))
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._pictures))
@@ -105,8 +117,10 @@ def plain_views(
 ) -> Iterator[Tensor]:
     """Normalised views without augmentation, in order: short side to `eval_resize`, then the centre (256, 224)."""
     chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    for windows in pictures.batches((chunk, np.full(len(chunk), 0.5)) for chunk in chunks):
-        views = to_float(windows.to(device))
-        if views.shape[-1] != eval_resize:
-            views = resize(views, eval_resize)
-        yield normalize(center_crop(views, image_size)).contiguous(memory_format=torch.channels_last)
+    plan = ((chunk, np.full(len(chunk), 0.5)) for chunk in chunks)
+    with closing(windows_on(device, pictures.batches(plan))) as batches:
+        for windows in batches:
+            views = to_float(windows)
+            if views.shape[-1] != eval_resize:
+                views = resize(views, eval_resize)
+            yield normalize(center_crop(views, image_size)).contiguous(memory_format=torch.channels_last)

@@ -44,7 +44,8 @@ def fit_linear_heads(
     `batch_size`, so no picture is dropped and none is alone.
 
     Args:
-        train: Block -> (N, F), any floating-point type (converted batch by batch) and any device.
+        train: Block -> (N, F), any floating-point type (converted batch by batch) and any device; what a GPU has room
+            for is best there already.
         labels: (N,) in 0..num_classes - 1 for all rows that are used.
         num_classes: Number of classes.
         channels: Block -> channels of its map, for the normalisation; see `LinearHeads`.
@@ -69,8 +70,7 @@ def fit_linear_heads(
     """
     rows = torch.arange(len(labels)) if rows is None else rows.cpu()
     _check_training_data(train, labels, rows, num_classes)
-    store = next(iter(train.values())).device
-    labels = labels.to(store)
+    labels = labels.to(device)
     dims = {block: features.shape[1] for block, features in train.items()}
     heads = LinearHeads(dims, num_classes, channels=channels, batchnorm=batchnorm, seed=seed)
     heads.to(device)
@@ -85,11 +85,11 @@ def fit_linear_heads(
     drops = [round(share * epochs * num_batches) for share in milestones]
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
-        order = rows[torch.randperm(len(rows), generator=generator)].to(store)
-        for batch, chosen in enumerate(order.tensor_split(num_batches)):
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        told = labels[order.to(labels.device)].tensor_split(num_batches)
+        for batch, (chosen, targets) in enumerate(zip(order.tensor_split(num_batches), told, strict=True)):
             step = epoch * num_batches + batch
             optimizer.param_groups[0]["lr"] = learning_rate * 0.1 ** bisect_right(drops, step)
-            targets = labels[chosen].to(device)
             logits = heads(_select(train, chosen, device))
             losses = torch.stack([functional.cross_entropy(block_logits, targets) for block_logits in logits.values()])
             optimizer.zero_grad()
@@ -122,22 +122,21 @@ def top1(
     Raises:
         ValueError: If no picture has a label.
     """
-    store = next(iter(features.values())).device
     device = next(heads.parameters()).device
-    labels = labels.to(store)
+    labels = labels.cpu()
     rows = (labels >= 0).nonzero().flatten()
     if len(rows) == 0:
         raise ValueError("labels: must name the class of at least one picture")
-    num_correct = dict.fromkeys(features, 0)
+    num_correct = {block: torch.zeros((), dtype=torch.int64, device=device) for block in features}
     training = heads.training
     heads.eval()
     with torch.inference_mode():
         for chosen in rows.split(batch_size):
-            targets = labels[chosen].to(device)
+            targets = labels[chosen].to(device, non_blocking=True)
             for block, logits in heads(_select(features, chosen, device)).items():
-                num_correct[block] += int((logits.argmax(dim=1) == targets).sum())
+                num_correct[block] += (logits.argmax(dim=1) == targets).sum()
     heads.train(training)
-    return {block: correct / len(rows) for block, correct in num_correct.items()}
+    return {block: int(correct) / len(rows) for block, correct in num_correct.items()}
 
 
 class LinearHeads(nn.Module):
@@ -188,11 +187,14 @@ class LinearHeads(nn.Module):
 
 
 def _select(features: Mapping[int, Tensor], chosen: Tensor, device: torch.device | str) -> dict[int, Tensor]:
-    """Rows of each block's features, as float32 on the heads' device."""
-    return {
-        block: whole[chosen.to(whole.device)].to(device, torch.float32, non_blocking=True)
-        for block, whole in features.items()
-    }
+    """Rows of each block's features, (M, F), as float32 on the heads' device; `chosen` (M,) lies on the CPU."""
+    selected = {}
+    for block, whole in features.items():
+        batch = whole[chosen.to(whole.device, non_blocking=True)]
+        if torch.device(device).type == "cuda" and batch.device.type == "cpu":
+            batch = batch.pin_memory()  # or the copy would wait for what is queued
+        selected[block] = batch.to(device, non_blocking=True).float()
+    return selected
 
 
 def _check_training_data(train: Mapping[int, Tensor], labels: Tensor, rows: Tensor, num_classes: int) -> None:

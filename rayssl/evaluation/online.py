@@ -86,17 +86,18 @@ class OnlineEvaluation:
         train_labels = torch.from_numpy(self._train.labels[self._train_rows])
         told_labels = torch.from_numpy(self._told.labels[self._told_rows])
         num_classes = len(self._train.classes)
+        device = self._runtime.device
 
         def probe(block: int) -> float:
             heads = fit_linear_heads(
-                {block: train[block]},
+                {block: train[block].to(device)},  # some megabytes: there at once, not batch by batch
                 train_labels,
                 num_classes=num_classes,
                 channels={block: encoder.block_channels[block - 1]},
                 seed=self._seed,
-                device=self._runtime.device,
+                device=device,
             )
-            return top1(heads, {block: told[block]}, told_labels)[block]
+            return top1(heads, {block: told[block].to(device)}, told_labels)[block]
 
         if self._config.probe:
             blocks = list(train)
@@ -106,7 +107,12 @@ class OnlineEvaluation:
         if self._config.knn:
             pooled_train = _average(train[last_block], encoder, last_block)
             neighbours = knn_top1(
-                pooled_train, train_labels, pooled_told, told_labels, k=_NEIGHBOURS, num_classes=num_classes
+                pooled_train.to(device),
+                train_labels,
+                pooled_told.to(device),
+                told_labels,
+                k=_NEIGHBOURS,
+                num_classes=num_classes,
             )
             metrics |= {f"knn/k{k}/top1": accuracy for k, accuracy in neighbours.items()}
         return metrics

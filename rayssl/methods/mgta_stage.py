@@ -14,6 +14,7 @@ from rayssl.backbones import NUM_BLOCKS
 from rayssl.backbones.autoencoder import AutoEncoder
 from rayssl.collectives import gather_rows, is_distributed
 from rayssl.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from rayssl.data.buffers import Buffers
 from rayssl.data.loaders import Batch
 from rayssl.losses import (
     Margin,
@@ -51,12 +52,15 @@ class AutoEncoderTask:
     def __init__(self, level: AugmentationLevel, *, image_size: int) -> None:
         self._level = level
         self._image_size = image_size
+        self._buffers = Buffers()
 
     def make_views(self, batch: Batch) -> Views:
         """Views (N, 3, S, S); targets int64 (N, 2): the picture's pseudo label and its number in the set."""
-        inputs = augmented_view(batch.images, batch.draws, self._level, image_size=self._image_size)
+        inputs = augmented_view(
+            batch.images, batch.draws, self._level, image_size=self._image_size, buffers=self._buffers
+        )
         targets = torch.stack([batch.labels, batch.indices], dim=1)
-        return Views(inputs, targets.to(batch.images.device))
+        return Views(inputs, targets.to(inputs.device, non_blocking=True))
 
 
 class AutoEncoderStage(TrainedStage):
@@ -99,13 +103,11 @@ class AutoEncoderStage(TrainedStage):
         if self._triplet is None:
             return TaskLoss(loss, metrics)
         labels, pictures = gather_rows(targets).unbind(1)
-        positives, negatives = batch_hard_triplets(gather_rows(embeddings.float()), labels, image_ids=pictures)
+        triplets = batch_hard_triplets(gather_rows(embeddings.float()), labels, image_ids=pictures)
         margin = self._triplet.margin
-        loss = loss + self._triplet.weight * triplet_loss(
-            positives, negatives, margin=margin, reduction=self._reduction
-        )
-        metrics["triplet"] = triplet_loss(positives.detach(), negatives.detach(), margin=margin)
-        metrics["active_triplets"] = active_triplet_share(positives, negatives, margin=margin)
+        loss = loss + self._triplet.weight * triplet_loss(*triplets, margin=margin, reduction=self._reduction)
+        metrics["triplet"] = triplet_loss(*(each.detach() for each in triplets), margin=margin)
+        metrics["active_triplets"] = active_triplet_share(*triplets, margin=margin)
         return TaskLoss(loss, metrics)
 
 

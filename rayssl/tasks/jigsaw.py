@@ -18,7 +18,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayssl.data.augment import crop, flip, grayscale, normalize, resize, tiles, to_float
+from rayssl.data.augment import crop, flip, grayscale, normalize, resize, to_float
+from rayssl.data.buffers import Buffers
 from rayssl.data.loaders import Batch
 from rayssl.recipe_file import parse_section
 from rayssl.schema import Config
@@ -137,6 +138,7 @@ class JigsawTask:
         self.head_width = head_width
         self.permutation_seed = permutation_seed
         self.chance = 1 / num_permutations
+        self._buffers = Buffers()
 
     @cached_property
     def permutations(self) -> Tensor:
@@ -155,18 +157,18 @@ class JigsawTask:
         side = min(max(images.shape[-1], self.crop), self.short_side)
         if images.shape[-1] != side:
             images = resize(images, side)
-        tops, lefts = draws.integers(side - self.crop + 1, 2).unbind(1)
+        corners = draws.integers(side - self.crop + 1, 2)
         num_tiles = self.grid**2
         offsets = draws.integers(self.cell - self.tile_size + 1, num_tiles, 2)
         gray = draws.chance(self.gray_probability)
         targets = draws.integers(self.num_permutations)  # last: all levels see the same tiles
 
-        cut = tiles(crop(images, tops, lefts, self.crop), offsets, grid=self.grid, tile=self.tile_size)
-        order = self.permutations[targets].to(cut.device)
-        shown = cut[torch.arange(len(cut), device=cut.device)[:, None], order].flatten(0, 1)
-        shown = grayscale(to_float(shown), gray.repeat_interleave(num_tiles))
-        inputs = _normalize_each(shown) if self.normalize_tiles else normalize(shown)
-        return Views(inputs, targets.to(cut.device))
+        tops, lefts = self._places(corners, offsets, self.permutations[targets])
+        tiles = self._as_floats(crop(images, tops, lefts, self.tile_size).flatten(0, 1))
+        # From here on in place: nobody else has seen the tiles.
+        grayscale(tiles, gray.repeat_interleave(num_tiles), out=tiles)
+        inputs = _normalize_each(tiles) if self.normalize_tiles else normalize(tiles, out=tiles)
+        return Views(inputs, targets.to(inputs.device, non_blocking=True))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> "JigsawHead":
         """What sees the tiles side by side."""
@@ -177,6 +179,26 @@ class JigsawTask:
         logits = head(feature_map.mean((2, 3))).float()
         accuracy = (logits.detach().argmax(1) == targets).float().mean()
         return TaskLoss(functional.cross_entropy(logits, targets), {"accuracy": accuracy})
+
+    def _places(self, corners: Tensor, offsets: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Tops and lefts of a picture's tiles in the order in which they are shown, (N, T) each.
+
+        Args:
+            corners: Top and left of each crop, (N, 2).
+            offsets: Top and left of each cell's tile inside it, (N, T, 2), the cells row by row.
+            order: The cells to show, first to last, (N, T).
+        """
+        starts = torch.arange(self.grid) * self.cell
+        cells = torch.cartesian_prod(starts, starts)  # (T, 2)
+        places = corners[:, None] + cells + offsets
+        tops, lefts = places.gather(1, order[..., None].expand_as(places)).unbind(2)
+        return tops, lefts
+
+    def _as_floats(self, tiles: Tensor) -> Tensor:
+        """In [0, 1], in memory of their own."""
+        if tiles.device.type != "cpu" or tiles.is_floating_point():
+            return to_float(tiles)
+        return self._buffers.lend_views(len(tiles), self.tile_size).copy_(tiles).div_(255)
 
     def facts(self) -> dict[str, float]:
         """Mean and smallest Hamming distance between two permutations, in tiles (Table 1: about 8.0 on average)."""
@@ -209,10 +231,10 @@ class JigsawHead(nn.Module):
 
 
 def _normalize_each(images: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 in each channel of each image; even ones become 0.
+    """Mean 0 and deviation 1 in each channel of each image, in place; even ones become 0.
 
     Deviations below one level of an 8-bit picture count as one: what is left there is rounding.
     """
-    centered = images - images.mean((2, 3), keepdim=True)
-    deviations = centered.square().mean((2, 3), keepdim=True).sqrt()
-    return centered.div_(deviations.clamp_min(1 / 255))
+    images -= images.mean((2, 3), keepdim=True)
+    deviations = images.square().mean((2, 3), keepdim=True).sqrt_()
+    return images.div_(deviations.clamp_min_(1 / 255))

@@ -148,7 +148,8 @@ class MoCoHead(nn.Module):
             self._follow()
         everyone = gather_rows(views)
         # The same order on all workers, and after a restart.
-        order = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(self._num_steps)).to(views.device)
+        order = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(self._num_steps))
+        order = order.to(views.device, non_blocking=True)
         num_workers = len(everyone) // len(views)
         rank = torch.distributed.get_rank() if num_workers > 1 else 0
         mine = everyone[order.chunk(num_workers)[rank]]

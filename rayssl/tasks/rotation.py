@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayssl.data.augment import Draws, crop, flip, gaussian_blur, normalize, rotated_crop
+from rayssl.data.buffers import Buffers
 from rayssl.data.loaders import Batch
 from rayssl.recipe_file import parse_section
 from rayssl.schema import Config
@@ -67,6 +68,7 @@ class RotationTask:
         self.corners = corners
         self.chance = 1 / num_angles
         self.examples_per_image = num_angles if copies == "all" else 1
+        self._buffers = Buffers()
 
     def make_views(self, batch: Batch) -> Views:
         """Flip, turn and crop: N * examples_per_image views, all angles of a picture next to each other."""
@@ -80,10 +82,11 @@ class RotationTask:
         views = (
             self._paper_views(images, angles, draws) if self.corners == "paper" else self._views(images, angles, draws)
         )
-        inputs = normalize(views)
+        on_cpu = views.device.type == "cpu"
+        inputs = normalize(views, out=self._buffers.lend_views(len(views), self.image_size) if on_cpu else None)
         if self.corners == "mask":
-            inputs = inputs * _disc(self.image_size, inputs.device)
-        return Views(inputs, targets.to(images.device))
+            inputs *= _disc(self.image_size, inputs.device)
+        return Views(inputs, targets.to(images.device, non_blocking=True))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> nn.Module:
         """One linear layer from the pooled map to the angles."""

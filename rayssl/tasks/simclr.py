@@ -52,7 +52,7 @@ class SimCLRTask:
         self._buffers = Buffers()
 
     def make_views(self, batch: Batch) -> Views:
-        """Two views of each of N pictures: first all first ones, then all second ones, (2N, 3, S, S)."""
+        """Two views of each of N pictures: first all first ones, then all second ones, (2N, 3, S, S); no targets."""
         views = augmented_view(
             batch.images,
             batch.draws,
@@ -61,7 +61,7 @@ class SimCLRTask:
             num_views=2,
             buffers=self._buffers,
         )
-        return Views(views, batch.indices.to(batch.images.device))
+        return Views(views, views.new_empty(0))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> nn.Module:
         """The projection head: Linear, BatchNorm, ReLU, Linear."""
@@ -73,7 +73,7 @@ class SimCLRTask:
         )
 
     def compute_loss(self, head: nn.Module, feature_map: Tensor, targets: Tensor) -> TaskLoss:
-        """NT-Xent over the views of all workers; the targets, the pictures' numbers, are not needed for it."""
+        """NT-Xent over the views of all workers; a view's place alone says which other one is its own."""
         view_a, view_b = head(feature_map.mean((2, 3))).float().chunk(2)
         logits, others = nt_xent_logits(gather_rows(view_a), gather_rows(view_b), temperature=self._config.temperature)
         accuracy = (logits.detach().argmax(1) == others).float().mean()

@@ -54,7 +54,7 @@ class SupervisedTask:
         views = augmented_view(
             batch.images, batch.draws, self._level, image_size=self._image_size, buffers=self._buffers
         )
-        return Views(views, batch.labels.to(views.device))
+        return Views(views, batch.labels.to(views.device, non_blocking=True))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> nn.Module:
         """One linear layer from the pooled map to the classes."""

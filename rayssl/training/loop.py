@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -126,38 +126,37 @@ def train_stage(
         totals = _take_up(unfinished, stage, runtime) if first_step and unfinished else {}
         unchecked: list[Tensor] = []
         # Views and order depend on the epochs of the whole run, so that no two stages see the same ones.
-        batches = loader.epoch(schedule.epochs_before + epoch, first_step=first_step)
-        for step in range(first_step, loader.num_steps):
-            if step > first_step and step % _ASK_EVERY == 0 and runtime.stopping(schedule.epochs_before + epoch, step):
-                _check_finite(unchecked, step, runtime, settings, schedule, epoch, loader.num_steps)
-                raise StageStopped(epoch, step, _leave(totals, stage, runtime))
-            rate = _learning_rate(settings, schedule, epoch, step / loader.num_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-            loss = torch.zeros((), device=runtime.device)
-            for part in range(num_parts):
-                batch = next(batches)
-                views = stage.task.make_views(replace(batch, images=batch.images.to(runtime.device, non_blocking=True)))
-                inputs = views.inputs.contiguous(memory_format=torch.channels_last)
-                with _kept_apart(model) if part + 1 < num_parts else nullcontext():
-                    with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                        outcome = model(inputs, views.targets)
-                    (outcome.loss * weight).backward()
-                loss += outcome.loss.detach()
-                for name, value in (("loss", outcome.loss.detach()), *outcome.metrics.items()):
-                    totals[name] = totals.get(name, 0) + value.double()
-            unchecked.append(loss)
-            optimizer.step()
-            is_last = step + 1 == loader.num_steps
-            if is_last or len(unchecked) == _CHECK_EVERY:
-                _check_finite(unchecked, step + 1, runtime, settings, schedule, epoch, loader.num_steps)
-                unchecked = []
-            if runtime.rank == 0 and (is_last or time.monotonic() - reported > _PROGRESS_SECONDS):
-                reported = time.monotonic()
-                runtime.show(
-                    Progress(schedule.index, schedule.num_stages, epoch, schedule.epochs, (step + 1) / loader.num_steps)
-                )
+        run_epoch = schedule.epochs_before + epoch
+        with closing(loader.epoch(run_epoch, first_step=first_step, device=runtime.device)) as batches:
+            for step in range(first_step, loader.num_steps):
+                if step > first_step and step % _ASK_EVERY == 0 and runtime.stopping(run_epoch, step):
+                    _check_finite(unchecked, step, runtime, settings, schedule, epoch, loader.num_steps)
+                    raise StageStopped(epoch, step, _leave(totals, stage, runtime))
+                rate = _learning_rate(settings, schedule, epoch, step / loader.num_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.zero_grad(set_to_none=True)
+                loss = torch.zeros((), device=runtime.device)
+                for part in range(num_parts):
+                    views = stage.task.make_views(next(batches))
+                    inputs = views.inputs.contiguous(memory_format=torch.channels_last)
+                    with _kept_apart(model) if part + 1 < num_parts else nullcontext():
+                        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                            outcome = model(inputs, views.targets)
+                        (outcome.loss * weight).backward()
+                    loss += outcome.loss.detach()
+                    for name, value in (("loss", outcome.loss.detach()), *outcome.metrics.items()):
+                        totals[name] = totals.get(name, 0) + value.double()
+                unchecked.append(loss)
+                optimizer.step()
+                is_last = step + 1 == loader.num_steps
+                if is_last or len(unchecked) == _CHECK_EVERY:
+                    _check_finite(unchecked, step + 1, runtime, settings, schedule, epoch, loader.num_steps)
+                    unchecked = []
+                if runtime.rank == 0 and (is_last or time.monotonic() - reported > _PROGRESS_SECONDS):
+                    reported = time.monotonic()
+                    fraction = (step + 1) / loader.num_steps
+                    runtime.show(Progress(schedule.index, schedule.num_stages, epoch, schedule.epochs, fraction))
         _average_statistics(stage, runtime)
         # Every part has as many examples, so the mean of their means is the mean.
         means = torch.stack(list(totals.values())) / (loader.num_steps * loader.parts_per_step)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rayssl.data import augment
-from rayssl.data.augment import center_crop, crop, flip, normalize, resize, resized_crop, rotated_crop, tiles, to_float
+from rayssl.data.augment import center_crop, crop, flip, normalize, resize, resized_crop, rotated_crop, to_float
 from tests.data.random_batches import assert_close, middle, random_bytes, random_images
 
 
@@ -17,6 +17,7 @@ def test_the_public_operations_are_sorted_and_exist() -> None:
     assert all(hasattr(augment, name) for name in augment.__all__)
 
 
+SEVERAL = torch.tensor([[2, 0]]).expand(6, -1)
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "to_float": to_float,
     "normalize": normalize,
@@ -28,7 +29,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "rotated_crop": lambda images: rotated_crop(
         images, torch.arange(6) * 20.0, size=18, zoom=0.9, centers=middle(images)
     ),
-    "tiles": lambda images: tiles(images, torch.ones(6, 4, 2, dtype=torch.int64), grid=2, tile=15),
+    "several crops": lambda images: crop(images, torch.arange(6)[:, None] + torch.tensor([0, 3]), SEVERAL, 18),
 }
 
 
@@ -49,6 +50,7 @@ def test_channels_last_is_kept(name: str) -> None:
     assert OPERATIONS[name](images).is_contiguous(memory_format=torch.channels_last)
     as_bytes = random_bytes().contiguous(memory_format=torch.channels_last)
     assert to_float(as_bytes).is_contiguous(memory_format=torch.channels_last)
+    assert flip(as_bytes, torch.arange(6) % 2 == 0).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -78,10 +80,8 @@ def test_the_given_images_stay_as_they_were(name: str) -> None:
         (lambda images: turn(images, zoom=0.0), "above 0, got 0.0"),
         (lambda images: turn(images, padding="mirror"), "'zeros' or 'border', got 'mirror'"),
         (lambda images: turn(images, centers=torch.zeros(6)), r"shape \(6, 2\), got \(6,\)"),
-        (lambda images: cut(images, 3, 5), "square, got 37 x 52"),
-        (lambda images: cut(images[..., :37], 3, 13), r"in \[1, 12\], the side of a cell, got 13"),
-        (lambda images: cut(images[..., :37], 38, 1), r"grid must be in \[1, 37\], got 38"),
-        (lambda images: cut(images[..., :37], 3, 11, offset=2), r"offsets .* in \[0, 1\], got 2"),
+        (lambda images: crop(images, SEVERAL, SEVERAL[:, :1], 9), r"lefts .* \(6, 2\), got \(6, 1\)"),
+        (lambda images: crop(images, SEVERAL[:5], SEVERAL[:5], 9), r"tops .* \(6, 2\), got \(5, 2\)"),
     ],
 )
 def test_arguments_that_break_a_rule_are_named_with_their_value(call: Callable[[Tensor], Tensor], message: str) -> None:
@@ -92,8 +92,3 @@ def test_arguments_that_break_a_rule_are_named_with_their_value(call: Callable[[
 def turn(images: Tensor, **changes: Any) -> Tensor:
     arguments: dict[str, Any] = {"size": 8, "zoom": 1.0, "centers": middle(images)} | changes
     return rotated_crop(images, torch.zeros(len(images)), **arguments)
-
-
-def cut(images: Tensor, grid: int, tile: int, offset: int = 0) -> Tensor:
-    offsets = torch.full((len(images), grid * grid, 2), offset)
-    return tiles(images, offsets, grid=grid, tile=tile)

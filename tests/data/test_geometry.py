@@ -17,7 +17,6 @@ from rayssl.data.augment import (
     normalize,
     resize,
     rotated_crop,
-    tiles,
     to_float,
 )
 from tests.data.random_batches import HEIGHT, WIDTH, assert_close, middle, random_bytes, random_images
@@ -60,22 +59,21 @@ def test_crop_equals_slicing() -> None:
         assert torch.equal(crop(images, tops, lefts, 20), torch.stack(expected))
 
 
-def test_tiles_equal_slicing() -> None:
-    """Cells of 12 of 38 pixels: two rows and columns are left over."""
-    images = random_bytes(5, 38, 38)
-    offsets = Draws(0, 0, 0, batch_size=5).integers(12 - 9 + 1, 9, 2)
-    result = tiles(images, offsets, grid=3, tile=9)
-    assert result.shape == (5, 9, 3, 9, 9)
-    for sample in range(5):
-        for cell in range(9):
-            top = cell // 3 * 12 + int(offsets[sample, cell, 0])
-            left = cell % 3 * 12 + int(offsets[sample, cell, 1])
-            assert torch.equal(result[sample, cell], images[sample, :, top : top + 9, left : left + 9])
+def test_several_crops_of_each_image_equal_slicing() -> None:
+    draws = Draws(0, 0, 0, batch_size=6)
+    for images in (random_images(), random_bytes()):
+        tops, lefts = draws.integers(HEIGHT - 9 + 1, 4), draws.integers(WIDTH - 9 + 1, 4)
+        result = crop(images, tops, lefts, 9)
+        assert result.shape == (6, 4, 3, 9, 9)
+        for sample in range(6):
+            for top, left, square in zip(tops[sample], lefts[sample], result[sample], strict=True):
+                assert torch.equal(square, images[sample, :, top : top + 9, left : left + 9])
 
 
 def test_flip_mirrors_the_picked_images_only() -> None:
     mask = torch.tensor([True, False, True, True, False, False])
-    for images in (random_images(), random_bytes()):
+    channels_last = random_bytes().contiguous(memory_format=torch.channels_last)
+    for images in (random_images(), random_bytes(), channels_last):
         expected = [tv.horizontal_flip(image) if picked else image for image, picked in zip(images, mask, strict=True)]
         assert torch.equal(flip(images, mask), torch.stack(expected))
         assert torch.equal(flip(images, ~mask).flip(3), flip(images, mask))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from rayssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Draws
+from rayssl.data.augment import IMAGENET_MEAN, IMAGENET_STD, Draws, crop, flip, grayscale, normalize, resize
 from rayssl.tasks.base import TaskSetting
 from rayssl.tasks.jigsaw import JigsawConfig, JigsawHead, JigsawLevel, JigsawTask
 from tests.tasks.task_batches import as_batch
@@ -81,6 +81,40 @@ def test_puzzles_equal_those_made_picture_by_picture(side: int, grid: int, norma
     torch.testing.assert_close(views.inputs, inputs, atol=2e-4, rtol=0)
     assert torch.equal(views.targets, targets)
     assert len(targets.unique()) > 3
+
+
+def one_after_another(task: JigsawTask, pictures: Tensor, draws: Draws) -> Tensor:
+    """The plain way: flip, reduce, crop, cut all cells, reorder, grey, normalise, each into memory of its own."""
+    images = flip(pictures, draws.chance(0.5))
+    side = min(max(images.shape[-1], task.crop), task.short_side)
+    images = resize(images, side)
+    tops, lefts = draws.integers(side - task.crop + 1, 2).unbind(1)
+    offsets = draws.integers(task.cell - task.tile_size + 1, task.grid**2, 2)
+    grays, targets = draws.chance(task.gray_probability), draws.integers(task.num_permutations)
+    tiles = []
+    for image, places in zip(crop(images, tops, lefts, task.crop), offsets.tolist(), strict=True):
+        for number, offset in enumerate(places):
+            top, left = (at + cell * task.cell for at, cell in zip(offset, divmod(number, task.grid), strict=True))
+            tiles.append(image[:, top : top + task.tile_size, left : left + task.tile_size])
+    cut = torch.stack(tiles).unflatten(0, (len(pictures), -1))
+    shown = cut[torch.arange(len(cut))[:, None], task.permutations[targets]].flatten(0, 1)
+    shown = grayscale(shown, grays.repeat_interleave(task.grid**2)).contiguous(memory_format=torch.channels_last)
+    if not task.normalize_tiles:
+        return normalize(shown)
+    centered = shown - shown.mean((2, 3), keepdim=True)
+    return centered / centered.square().mean((2, 3), keepdim=True).sqrt().clamp_min(1 / 255)
+
+
+@pytest.mark.parametrize("normalize_tiles", [True, False])
+@pytest.mark.parametrize(("side", "image_size"), [(32, 32), (29, 32), (48, 32), (73, 64), (256, 224)])
+def test_puzzles_cut_at_once_equal_the_plain_way_bit_for_bit(side: int, image_size: int, normalize_tiles: bool) -> None:
+    pictures = noise_pictures(6, side).contiguous(memory_format=torch.channels_last)  # as stores give them
+    task = JigsawTask(10, image_size=image_size, normalize_tiles=normalize_tiles, gray_probability=0.5)
+    for step in range(2):  # the second one into the memory of the first
+        views = task.make_views(as_batch(pictures, Draws(1, 2, step, batch_size=6)))
+        assert torch.equal(views.inputs, one_after_another(task, pictures, Draws(1, 2, step, batch_size=6)))
+        assert views.inputs.is_contiguous(memory_format=torch.channels_last)
+        del views
 
 
 @pytest.mark.parametrize(

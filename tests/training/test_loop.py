@@ -1,7 +1,7 @@
 """The training loop: it learns, it counts right, it stops on a broken loss, and two workers do as one."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,9 +147,11 @@ def test_epochs_of_later_stages_see_other_views_than_those_of_earlier_ones(tmp_p
     asked = []
 
     class Recording(TrainLoader):
-        def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[Batch]:
+        def epoch(
+            self, epoch: int, *, first_step: int = 0, device: torch.device | None = None
+        ) -> Generator[Batch, None, None]:
             asked.append(epoch)
-            return super().epoch(epoch, first_step=first_step)
+            return super().epoch(epoch, first_step=first_step, device=device)
 
     stage = make_stage(small_backbone())
     settings = SGDConfig()
