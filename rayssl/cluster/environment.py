@@ -1,6 +1,7 @@
 """Ray's settings, in one place: what is set before ray is imported, and how a cluster is joined or started."""
 
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -83,12 +84,14 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
 
 
 def _import_for_one_node() -> None:
-    """Import Ray so that a cluster which this process starts for itself stays on loopback.
+    """Import Ray so that a cluster which this process starts for itself is for this process alone.
 
-    Ray would listen on all of the machine's addresses otherwise, and let in whoever reaches them. If it was imported
-    before, its own default stays: a cluster that wants a token.
+    Ray would listen on all of the machine's addresses otherwise. It stays on loopback, and wants a token that nobody
+    else on this machine knows; Ray's own way leaves one in the user's home folder. Nothing of this if Ray was imported
+    before.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     os.environ.setdefault(_ONE_NODE, "0")
     import ray  # noqa: F401  reads the variable, which is not meant for processes that this one starts
 

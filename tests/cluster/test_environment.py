@@ -1,0 +1,118 @@
+"""How a cluster is joined or started: who can reach it, how long is waited for it, and what is said if it won't do."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import ray
+
+from rayssl.cluster import environment
+from rayssl.config import ClusterConfig
+from rayssl.errors import ClusterError
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+LISTENERS = """
+import json, os
+from pathlib import Path
+from rayssl.cluster.environment import ray_cluster
+from rayssl.config import ClusterConfig
+
+def family():
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            pass
+    found, new = {os.getpid()}, {os.getpid()}
+    while new:
+        new = {pid for pid, parent in parents.items() if parent in new}
+        found |= new
+    return found
+
+def addresses():
+    sockets = set()
+    for pid in family():
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                sockets.add(os.readlink(descriptor))
+            except OSError:
+                pass
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                yield fields[1].partition(":")[0]
+
+with ray_cluster(ClusterConfig(workers=1), nested=True):
+    import ray
+    ray.get(ray.remote(lambda: None).remote())  # a worker process, too
+    print("listening", json.dumps(sorted(set(addresses()))))
+"""
+LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+"""127.0.0.1, the same as IPv6 writes it, and ::1, as /proc/net/tcp does."""
+
+
+def test_a_cluster_that_a_run_starts_for_itself_listens_on_loopback_alone() -> None:
+    """With the dashboard; read from the kernel's tables, for this process and all that it has started."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENERS], capture_output=True, text=True, env=environment, check=True
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("listening")]
+    found = json.loads(line.removeprefix("listening"))
+    assert found and set(found) <= set(LOOPBACK), found
+
+
+def test_a_running_cluster_that_is_too_small_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node may have been lost a moment ago."""
+    sizes = [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 4.0}]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: sizes.pop(0))
+    monkeypatch.setattr(environment.time, "sleep", lambda _: None)
+    environment._check_size(ClusterConfig(workers=4), patience=60.0)
+    assert not sizes
+
+
+def test_a_cluster_that_stays_too_small_is_refused_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    config = ClusterConfig(workers=2, gpus_per_worker=1)
+    with pytest.raises(ClusterError, match="2 workers with 1 GPUs each need 2, the cluster has 1. Lower"):
+        environment._check_size(config, patience=0.0)
+    clock = iter([0.0, 61.0])
+    monkeypatch.setattr(environment.time, "monotonic", lambda: next(clock))
+    with pytest.raises(ClusterError, match="the cluster has 1, also after 60 s. Lower"):
+        environment._check_size(config, patience=60.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError(
+                "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.12.1\n"
+                "This process on node was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+            ),
+            "started with: Ray: 2.50.0 Python: 3.12.1 This process on node was started with: Ray: 2.60.0 "
+            "Python: 3.11.7 Install the cluster's versions here",
+        ),
+        (ConnectionRefusedError(), "no Ray cluster can be reached at 'head:6379' (ConnectionRefusedError)"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_gets_one_line(error: Exception, message: str) -> None:
+    told = str(environment._unreachable("head:6379", error))
+    assert message in told and len(told.splitlines()) == 1
+
+
+def test_a_refused_token_is_a_mistake_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise ray.exceptions.AuthenticationError("no token")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(environment, "knock", lambda _: None)
+    refused = pytest.raises(ClusterError, match="Ray at head:6379 refuses the token, or wants one. Set RAY_AUTH_MODE")
+    with refused, environment.ray_cluster(ClusterConfig(workers=1, address="head:6379")):
+        pass
