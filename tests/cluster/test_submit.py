@@ -168,30 +168,43 @@ def free_port() -> int:
 
 
 @contextmanager
-def ray_head(**variables: str) -> Iterator[str]:
-    """A real Ray head with its dashboard; the address to submit to."""
+def ray_head(*, cpus: int = 2, nodes: int = 1, **variables: str) -> Iterator[str]:
+    """A real Ray head with its dashboard, and other nodes, each with so many CPUs; the address to submit to."""
     port, dashboard = free_port(), free_port()
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **variables}
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
-        command += [f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        command += [f"--temp-dir={folder}", "--disable-usage-stats", "--include-dashboard=true"]
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, "PATH": path, **variables},
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        start = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--num-cpus={cpus}"]
+        start += ["--disable-usage-stats"]
+        head = [*start, "--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=true"]
+        head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        commands = [head, *[[*start, f"--address={node_address()}:{port}"]] * (nodes - 1)]
+        processes = []
         try:
-            deadline = time.monotonic() + 120
-            while not answers(dashboard):
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(1)
+            for command in commands:
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    start_new_session=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                processes.append(process)
+                deadline = time.monotonic() + 120
+                while not answers(dashboard):
+                    assert time.monotonic() < deadline and process.poll() is None
+                    time.sleep(1)
             yield f"http://127.0.0.1:{dashboard}"
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+            for process in reversed(processes):
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(60)
+
+
+def node_address() -> str:
+    """Under which Ray's other nodes find the head on this machine."""
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +275,57 @@ def recorded_status(storage: Path) -> str:
     """How the only run stands in MLflow."""
     (record,) = (json.loads(path.read_text()) for path in storage.glob("demo-psl-*/mlflow.json"))
     return str(MlflowClient(f"sqlite:///{storage / 'mlflow.db'}").get_run(record["run_id"]).info.status)
+
+
+@pytest.fixture(scope="module")
+def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server over HTTP."""
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        f"{folder}/artifacts",
+    ]
+    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    process = subprocess.Popen(
+        command, env=quiet, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not answers(port):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(1)
+    yield f"http://127.0.0.1:{port}"
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(60)
+
+
+@pytest.mark.slow
+def test_both_methods_run_as_jobs_on_two_nodes_and_are_recorded_by_a_server(
+    tracking_server: str, tmp_path: Path
+) -> None:
+    """Each node has one CPU, so two workers are on both of them."""
+    recipes = [
+        ["demo-psl", "data.limit=300", *(f"method.stages.{index}.epochs=1" for index in range(3))],
+        ["demo-mgta", "data.limit=300", "method.baseline.epochs=1", "method.rounds.count=1", "method.rounds.epochs=1"]
+        + ["method.final.epochs=1", "method.clusters=20"],
+    ]
+    with ray_head(cpus=1, nodes=2, RAY_AUTH_MODE="disabled") as head:
+        for recipe in recipes:
+            command = ["pretrain", *recipe, "backbone.width=8", "data.image_size=16", f"storage_path={tmp_path}"]
+            done = rayssl(
+                *("submit", "--address", head, "--python", sys.executable, "--", *command, "cluster.workers=2"),
+                MLFLOW_TRACKING_URI=tracking_server,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "starting 2 workers" in done.stdout and f"the MLflow page is at {tracking_server}" in done.stdout
+    client = MlflowClient(tracking_server)
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*/mlflow.json")]
+    assert [client.get_run(record["run_id"]).info.status for record in records] == ["FINISHED", "FINISHED"]
+    assert {
+        tuple(path.name for path in tmp_path.glob(f"{name}-*/encoder.pt")) for name in ("demo-psl", "demo-mgta")
+    } == {("encoder.pt",)}
 
 
 @pytest.mark.slow
