@@ -17,6 +17,8 @@ from rayssl.clustering import choose_num_clusters
 
 NUM_PLANTED = 60
 GRID = [20, 30, 40, 50, 60, 70, 80, 100, 120, 150]
+ROUNDING = 1e-6
+"""Share by which two scores of the same clusters may differ."""
 
 
 def main() -> None:
@@ -52,7 +54,14 @@ def main() -> None:
                 target=8.0,
                 spread=seconds.spread("scikit-learn", "ours"),
             ),
-            common.row("choose_k score", ours=ours, peer=peer, unit=f"CH at k={chosen}", ratio=ours / peer, target=1.0),
+            common.row(
+                "choose_k score",
+                ours=ours,
+                peer=peer,
+                unit=f"CH at k={chosen}",
+                ratio=ours / peer,
+                target=1 - ROUNDING,
+            ),
             common.row(
                 "choose_k number",
                 ours=chosen,

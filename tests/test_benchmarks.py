@@ -291,6 +291,14 @@ def test_the_plain_head_has_the_size_of_lightlys(monkeypatch: pytest.MonkeyPatch
     assert sum(parameter.numel() for parameter in head.parameters()) == 2048 * 2048 + 2 * 2048 + 2048 * 128 + 2 * 128
 
 
+def test_equal_clusters_are_equally_good_to_rounding() -> None:
+    """A last digit of float32 less is no worse result, a hundred thousandth is."""
+    compare = load("kmeans").compare
+    for excess, is_met in ((1.2e-7, True), (1e-5, False)):
+        _, quality = compare(100, {"ours": 1.0, "faiss": 3.0}, {"ours": 1 + excess, "faiss": 1.0})
+        assert quality["met"] is is_met
+
+
 def test_plain_kmeans_parts_two_far_clusters_whichever_rows_it_starts_from() -> None:
     """Rows at a distance of 1 on either side of 10 and of -10."""
     features = torch.tensor([[9.0], [11.0], [-9.0], [-11.0]])

@@ -99,17 +99,17 @@ def run_lloyd(
     largest_shift = tolerance * rows.scatter / rows.num_rows / rows.values.shape[1]
     statistics = ClusterStatistics(rows, len(centers))
     labels = assignment(centers)
-    statistics.update(labels)
+    sums, counts, _ = statistics.update(labels)
     num_reseeded, num_iterations, is_settled = 0, 0, False
     while not is_settled and num_iterations < max_iterations:
-        sums, counts = statistics.over_workers()
         num_reseeded += reseed_empty(rows, labels, centers, sums, counts)
         moved = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centers.double()).float()
         shift = (moved - centers).square().sum(dtype=torch.float64).item()
         centers, labels = moved, assignment(moved)
         num_iterations += 1
-        is_settled = statistics.update(labels) == 0 or shift <= largest_shift
-    return _describe(rows, labels, centers, statistics, num_iterations=num_iterations, num_reseeded=num_reseeded)
+        sums, counts, num_changed = statistics.update(labels)
+        is_settled = num_changed == 0 or shift <= largest_shift
+    return _describe(rows, labels, centers, sums, counts, num_iterations=num_iterations, num_reseeded=num_reseeded)
 
 
 class ClusterStatistics:
@@ -120,8 +120,13 @@ class ClusterStatistics:
         self._labels: Tensor | None = None
         self._sums = torch.zeros(num_clusters, rows.values.shape[1], dtype=torch.float64, device=rows.values.device)
 
-    def update(self, labels: Tensor) -> int:
-        """Take new labels; how many differ from the last, over all workers."""
+    def update(self, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Take new labels, and add up over the workers, all at once: an exchange costs more than what it carries.
+
+        Returns:
+            Sums (K, D), float64, and counts (K,), int64, of all workers' clusters, both the caller's to change; and how
+            many rows' labels differ from the last ones.
+        """
         values = self._rows.values
         if self._labels is None:
             add_rows(self._sums, values, labels)
@@ -132,13 +137,13 @@ class ClusterStatistics:
             add_rows(self._sums, values, labels[changed], changed)
             num_changed = len(changed)
         self._labels = labels
-        return int(self._rows.workers.sum(torch.tensor(num_changed, device=values.device)))
-
-    def over_workers(self) -> tuple[Tensor, Tensor]:
-        """Sums (K, D), float64, and counts (K,), int64, of all workers' clusters; the caller's to change."""
-        assert self._labels is not None
-        counts = torch.bincount(self._labels, minlength=len(self._sums))
-        return self._rows.workers.sum(self._sums.clone()), self._rows.workers.sum(counts)
+        packed = self._sums.new_empty(self._sums.numel() + len(self._sums) + 1)
+        sums, counts, total_changed = packed.split([self._sums.numel(), len(self._sums), 1])
+        sums.copy_(self._sums.flatten())
+        counts.copy_(torch.bincount(labels, minlength=len(counts)))  # float64 holds whole numbers up to 2^53
+        total_changed.fill_(num_changed)
+        self._rows.workers.sum(packed)
+        return sums.view_as(self._sums), counts.long(), int(total_changed)
 
 
 def reseed_empty(rows: Rows, labels: Tensor, centers: Tensor, sums: Tensor, counts: Tensor) -> int:
@@ -201,13 +206,13 @@ def _describe(
     rows: Rows,
     labels: Tensor,
     centers: Tensor,
-    statistics: ClusterStatistics,
+    sums: Tensor,
+    counts: Tensor,
     *,
     num_iterations: int,
     num_reseeded: int,
 ) -> KMeansResult:
     """Measure the final clusters."""
-    sums, counts = statistics.over_workers()
     is_used = counts > 0
     num_used = int(is_used.sum())
     if num_used < len(counts):

@@ -24,6 +24,7 @@ from rayssl.evaluation import (
     VocLowShotConfig,
     VocSvmConfig,
 )
+from rayssl.evaluation.base import BlockEvaluation
 from rayssl.evaluation.spread import measure_all, measure_frozen
 from rayssl.experiment import build_encoder, evaluate_beside_random
 from rayssl.open_data import open_data
@@ -63,6 +64,7 @@ def measure(folder: Path | None, items: list[Evaluation], *, num_test: int = 71)
     ]
 
     def one(number: int, part: Evaluation, group: Group) -> dict[str, float]:
+        assert isinstance(part, BlockEvaluation)
         measured.append([number, *part.blocks])
         train, test = sides[isinstance(part, SharedEvaluation)]
         store = FeatureStore(folder)
