@@ -163,7 +163,7 @@ def drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def peak_mebibytes(step: Callable[[], float], device: torch.device) -> float:
+def peak_mebibytes(step: Callable[[], object], device: torch.device) -> float:
     """Give the most memory that one step holds above what there was before it, as the allocator saw it."""
     step()
     if device.type == "cuda":

@@ -6,7 +6,15 @@ A benchmark that is named replaces its own rows; the others keep what an earlier
 Each row keeps the machine and the versions that it was measured with. What is to be said about a benchmark's results
 stands in notes.yaml. The last lines printed are the JSON rows of this call; with --page the page is only written anew.
 
-Without a name all of them run, one after another.
+Without a name all run, one after another, on 2 cores for about 50 minutes:
+
+    kmeans 8            augment 4           online_cost 3       revnet_memory 1.5
+    ray_overhead 7      choose_k 4          pretrain_loop 3     search_overhead 1
+    scaling 7           svm 5               growth 3            startup 0.2
+                                            stage_step 1.5
+
+gpu_step and gpu_pieces take some minutes each where there is a GPU, and are skipped elsewhere. Nothing else should run
+on the machine.
 """
 
 import argparse
@@ -27,9 +35,9 @@ _NO_PROGRAMS = ("common", "run", "faults")  # faults.py measures no speed
 _HEAD = """# Benchmarks
 
 Written by `python benchmarks/run.py`. Each program under `benchmarks/` says what it compares, and how; peers come from
-`benchmarks/requirements.txt`. Contestants take turns in one process on the same data. A ratio is how many times better
-ours is, unless the row says otherwise, and that of the medians. Its spread is from the least to the greatest ratio of
-the rounds, each by itself. Times belong to the machine, ratios travel better.
+`benchmarks/requirements.txt`. Contestants take turns on the same data. A ratio says how many times better ours is, of
+the medians; its spread is from the least to the greatest that one round gave. Rows that mean something else say so.
+Times belong to the machine, ratios travel better.
 """
 
 

@@ -122,10 +122,11 @@ def _work(overrides: Sequence[str]) -> None:
     """One process of the group: the whole run, its history written by the first one."""
     distributed.init_process_group("gloo")
     config = load_config("demo-psl", overrides)
-    runtime = LocalRuntime(config.storage_path, num_threads=config.cluster.cpus_per_worker)
+    folder = config.storage_folder
+    runtime = LocalRuntime(folder, num_threads=config.cluster.cpus_per_worker)
     history = run_experiment(config, runtime).history
     if runtime.rank == 0:
-        (config.storage_path / "history.json").write_text(json.dumps(history))
+        (folder / "history.json").write_text(json.dumps(history))
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -142,9 +143,11 @@ def _check_equal_work(torchrun: History, ray: History) -> None:
     Raises:
         RuntimeError: If the losses of any epoch differ.
     """
-    losses = [[(epoch["stage"], epoch["epoch"], epoch["loss"]) for epoch in history] for history in (torchrun, ray)]
-    if not np.allclose(*losses, rtol=1e-4, atol=0):
-        raise RuntimeError(f"Ray: must leave torchrun's (stage, epoch, loss), {losses[0]}, got {losses[1]}")
+    wanted, got = (
+        [(epoch["stage"], epoch["epoch"], epoch["loss"]) for epoch in history] for history in (torchrun, ray)
+    )
+    if len(wanted) != len(got) or not np.allclose(wanted, got, rtol=1e-4, atol=0):
+        raise RuntimeError(f"Ray: must leave torchrun's (stage, epoch, loss), {wanted}, got {got}")
 
 
 def _rates(history: History) -> list[float]:

@@ -133,7 +133,8 @@ def clocked_search(study: Study) -> tuple[Course, SearchResult]:
 def run_plainly(study: Study) -> tuple[list[float], list[History]]:
     """Each trial's run in this process, without Ray or MLflow, after one that warms up: seconds and histories."""
     samples = study.samples()
-    seconds, histories = [], []
+    seconds: list[float] = []
+    histories: list[History] = []
     for values in (samples[0], *samples):
         started = time.perf_counter()
         histories.append(run_experiment(study.config(values)).history)

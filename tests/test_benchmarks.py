@@ -43,6 +43,11 @@ def test_a_program_says_how_it_is_called_and_imports_without_its_peers(
     assert callable(program.main)
 
 
+def test_it_is_said_how_long_each_program_takes() -> None:
+    words = (inspect.getdoc(load("run")) or "").split()
+    assert [name for name in PROGRAMS if name not in words] == []
+
+
 # Rows
 
 
