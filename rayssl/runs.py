@@ -109,6 +109,11 @@ def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
         run.path.mkdir(parents=True, exist_ok=True)
         (run.path / _CONFIG).write_text(to_yaml(config))
     except OSError as error:
+        if store is not None:
+            raise ConfigError(
+                f"storage_path: {base.parent}, the working copy of {config.storage_path}, can't be written "
+                f"({error.strerror}). Set XDG_CACHE_HOME to a folder that can"
+            ) from None
         raise ConfigError(
             f"storage_path: must be a folder that can be written, got {config.storage_path} ({error.strerror})"
         ) from None

@@ -27,7 +27,8 @@ from rayssl.launch import mlflow_command, pretrain
 from rayssl.processes import this_process
 from rayssl.recipe_file import flatten
 from rayssl.runs import open_run
-from rayssl.tracking import MLflowTracker, _reason, mark_dead_runs, tracking_uri
+from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
+from rayssl.tracking.connection import reason_of
 from tests.conftest import SMALL, SmallRun
 from tests.test_experiment import DyingRuntime, Interrupted
 
@@ -357,7 +358,7 @@ def test_dead_runs_are_looked_for_without_raising_into_the_run() -> None:
     mark_dead_runs("http://127.0.0.1:1", notify=told.append)
     assert len(told) == 1
     assert "can't be reached" in told[0]
-    assert _reason(OSError(""), "http://127.0.0.1:1") == "OSError"
+    assert reason_of(OSError(""), "http://127.0.0.1:1") == "OSError"
 
 
 def test_a_run_of_another_container_with_this_ones_name_is_left_alone(small_run: SmallRun) -> None:
@@ -370,3 +371,18 @@ def test_a_run_of_another_container_with_this_ones_name_is_left_alone(small_run:
         tracker.set_tags({"rayssl.process": mark, "rayssl.pid": "4194305"})
         mark_dead_runs(uri)
         assert set(_statuses(small_run).values()) == {"RUNNING"}
+
+
+def test_a_record_that_somebody_deleted_is_begun_anew(tmp_path: Path) -> None:
+    """Put into the bin, or gone with its database; the run itself goes on either way."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    ids = [str(MLflowTracker.open(tmp_path, uri=uri).run_id)]
+    told: list[str] = []
+    MlflowClient(uri).delete_run(ids[0])
+    ids.append(str(MLflowTracker.open(tmp_path, uri=uri, notify=told.append).run_id))
+    state = json.loads((tmp_path / "mlflow.json").read_text())
+    (tmp_path / "mlflow.json").write_text(json.dumps({**state, "run_id": "0" * 32}))
+    ids.append(str(MLflowTracker.open(tmp_path, uri=uri, notify=told.append).run_id))
+    assert len(set(ids)) == 3
+    assert len(told) == 2
+    assert all("has no longer the record of this run; another one is begun" in each for each in told)

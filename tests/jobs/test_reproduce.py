@@ -14,6 +14,7 @@ import pytest
 from rayssl.config import ExperimentConfig, load_config
 from rayssl.errors import ConfigError, RunStopped
 from rayssl.evaluate_config import load_evaluation
+from rayssl.evaluation.linear_probe import LinearProbeConfig
 from rayssl.evaluation.papers import NUMBERS, paper_number
 from rayssl.experiment import run_experiment
 from rayssl.report import Report
@@ -72,6 +73,7 @@ def test_every_protocol_is_one_that_is_known(reproduce: ModuleType, small_run: S
                 config, _, _ = load_evaluation(str(run), protocol.name, [*overrides, *protocol.supervised])
                 if protocol.data in ("places205", "inaturalist"):
                     assert config.data.image_size == 224
+                    assert isinstance(config.evaluation, LinearProbeConfig)
                     wanted = {"places205": (4, 8, 12), "inaturalist": (24, 48, 72)}[protocol.data]
                     shares = config.evaluation.milestones
                     assert [round(config.evaluation.epochs * share) for share in shares] == list(wanted)

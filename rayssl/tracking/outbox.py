@@ -1,0 +1,53 @@
+"""Calls to a tracking server that is away from time to time."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rayssl.addresses import without_secrets
+from rayssl.tracking.connection import Notify, connect, failures, reason_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_PATIENCE = 120.0
+"""Seconds that the end of a run waits for a server that is away."""
+
+
+class Outbox:
+    """Calls to a tracking server, sent in order; those that fail because it is away wait for the next one."""
+
+    def __init__(self, uri: str, notify: Notify) -> None:
+        self.uri = uri
+        self._notify = notify
+        self._waiting: deque[Callable[[MlflowClient], object]] = deque()
+        self._is_away = False
+
+    def send(self, call: "Callable[[MlflowClient], object]") -> None:
+        """Make a call, after those that wait; it waits itself if the server is away."""
+        self._waiting.append(call)
+        try:
+            while self._waiting:
+                self._waiting[0](connect(self.uri))
+                self._waiting.popleft()
+            self._is_away = False
+        except failures() as error:
+            if not self._is_away:
+                self._notify(
+                    f"MLflow at {without_secrets(self.uri)} can't be reached ({reason_of(error, self.uri)}); "
+                    "training goes on, records are kept and sent later"
+                )
+            self._is_away = True
+
+    def drain(self) -> None:
+        """Wait for a server that is away, but not for ever."""
+        deadline = time.monotonic() + _PATIENCE
+        while self._waiting and time.monotonic() < deadline:
+            time.sleep(1)
+            self.send(lambda client: None)
+        if self._waiting:
+            self._notify(
+                f"MLflow at {without_secrets(self.uri)} is still away: {len(self._waiting)} records are lost; the "
+                "run's folder has all"
+            )
