@@ -49,9 +49,8 @@ class Desk:
             self.listener.said(name, sentence)
         if not self._asked_to_stop.is_set():
             return
-        if self._deadline is None:
-            self._deadline = time.monotonic() + _STOP_SECONDS
-            ray.get(self._board.stop.remote())
+        self._deadline = self._deadline or time.monotonic() + _STOP_SECONDS
+        self._board.stop.remote()
         if time.monotonic() > self._deadline or ray.get(self._board.are_stopped.remote(running)):
             self.has_stopped = True
             signal.raise_signal(signal.SIGUSR1)  # upon which Tune writes its state and ends

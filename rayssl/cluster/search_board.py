@@ -50,7 +50,9 @@ class SearchBoard:
 def opened_board(folder: Path) -> Iterator[Any]:
     """Put up the board of the search in `folder`, where its trials find it, while the body runs."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, name=_name(folder), scheduling_strategy=here)(SearchBoard).remote()
+    # Should memory run short, Ray ends such actors first: what an empty board has forgotten, the search can do without.
+    again = {"max_restarts": -1, "max_task_retries": -1}
+    board = ray.remote(num_cpus=0, name=_name(folder), scheduling_strategy=here, **again)(SearchBoard).remote()
     try:
         yield board
     finally:

@@ -1,6 +1,5 @@
 """Searches that lose a process, a node or a worker, or are told to stop, end as if nothing had happened."""
 
-import json
 import os
 import re
 import signal
@@ -13,8 +12,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from rayssl.config import load_config
+from rayssl.cluster.environment import ray_cluster
+from rayssl.cluster.train import run_on_ray
+from rayssl.config import ClusterConfig, load_config
 from rayssl.experiment import run_experiment
+from rayssl.runs import open_run
 from rayssl.search_report import read_records
 from tests.conftest import SMALL
 
@@ -95,15 +97,14 @@ def losses_in_plain_processes(folder: Path, again: Path) -> dict[str, list[float
     }
 
 
-def losses_of_runs(folder: Path, again: Path) -> dict[str, list[float]]:
-    """The same by `rayssl pretrain`, on the workers of each trial's recipe."""
+def losses_on_workers(folder: Path, again: Path) -> dict[str, list[float]]:
+    """The same, each trial as a run of its own on two workers."""
     losses = {}
-    for path in sorted(folder.glob("trials/*/config.yaml")):
-        storage = again / path.parent.name
-        command = [sys.executable, "-m", "rayssl", "pretrain", str(path), f"storage_path={storage}"]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        (history,) = storage.glob("*/history.jsonl")
-        losses[path.parent.name] = [json.loads(line)["loss"] for line in history.read_text().splitlines()]
+    with ray_cluster(ClusterConfig(workers=2)):
+        for path in sorted(folder.glob("trials/*/config.yaml")):
+            config = load_config(path, [f"storage_path={again}"])
+            report = run_on_ray(config, open_run(config).path, tracking_uri=None, show=lambda event: None)
+            losses[path.parent.name] = [row["loss"] for row in report.history]
     return losses
 
 
@@ -176,10 +177,10 @@ def test_trials_of_several_workers_stand_the_loss_of_one_and_say_which(tmp_path:
     os.kill(search.processes("ray::RayTrainWorker")[-1], signal.SIGKILL)
     assert search.end() == 0, search.lines
     assert search.has(r"^trial t001: warning: worker \d \(on .*\) was lost; starting again from the last checkpoint$")
-    assert_undisturbed(tmp_path, losses_of_runs)
+    assert_undisturbed(tmp_path, losses_on_workers)
 
 
-@pytest.mark.parametrize(("workers", "undisturbed"), [(1, losses_in_plain_processes), (2, losses_of_runs)])
+@pytest.mark.parametrize(("workers", "undisturbed"), [(1, losses_in_plain_processes), (2, losses_on_workers)])
 def test_a_search_that_is_told_to_stop_ends_in_order_and_the_same_command_goes_on(
     workers: int, undisturbed: Callable[[Path, Path], dict[str, list[float]]], tmp_path: Path
 ) -> None:
