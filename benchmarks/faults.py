@@ -1,12 +1,12 @@
 """Kill everything that a run depends on, once or many times, and see whether it ends as if nothing had happened.
 
-    python benchmarks/faults.py [--moments 1] [--faults worker node ...] [--methods psl mgta] [--postgres URI]
+    python benchmarks/faults.py [--moments 1] [--faults worker node ...] [--methods psl mgta]
     python benchmarks/faults.py --moments 20 --results faults.jsonl
 
-Two Ray nodes on this machine, an MLflow server over HTTP (its records in SQLite, or in the PostgreSQL that --postgres
-names), and the `rayssl pretrain` command in small, each fault at a random moment of the training. Afterwards the
-weights are compared with those of an undisturbed run, bit for bit, and so is every number in MLflow; nothing may be
-left running, reserved or half written. With --moments 20 each fault is tried twenty times, which takes some hours:
+Two Ray nodes on this machine, an MLflow server over HTTP (its records in SQLite, or in the PostgreSQL that
+MLFLOW_BACKEND_STORE_URI names), and the `rayssl pretrain` command in small, each fault at a random moment of the
+training. Afterwards the weights are compared with those of an undisturbed run, bit for bit, and so is every number in
+MLflow; nothing may be left running, reserved or half written. With --moments 20 each fault is tried twenty times, which takes some hours:
 --results keeps a line for each try, and the same command goes on with those that are missing there.
 
 The exit code is 0 only if every try recovered, with nothing lost, doubled, changed or left over.
@@ -88,9 +88,10 @@ class Attempt:
 class Place:
     """Two nodes, an MLflow server, and a folder for runs."""
 
-    def __init__(self, folder: Path, backend: str | None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
+        # In the environment: a password would be seen in the command.
+        self._server_environment = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'mlflow.db'}", **os.environ}
         self.port = _free_port()
         self.server: subprocess.Popen[bytes] | None = None
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -104,10 +105,11 @@ class Place:
     def start_server(self) -> None:
         """Start the MLflow server, on the same port each time."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", self.backend]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--workers", "1", "--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "server.log").open("ab") as log:
-            self.server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.server = subprocess.Popen(
+                command, env=self._server_environment, stdout=log, stderr=log, start_new_session=True
+            )
         _wait_until(lambda: _answers(self.port), 120, "the MLflow server does not come up")
 
     def stop_server(self) -> None:
@@ -141,6 +143,7 @@ class Command:
     def __init__(self, place: Place, arguments: list[str]) -> None:
         environment = {**os.environ, "RAY_ADDRESS": place.cluster.address, "MLFLOW_TRACKING_URI": place.tracking_uri}
         environment["PYTHONUNBUFFERED"] = "1"
+        environment.pop("MLFLOW_BACKEND_STORE_URI", None)  # the server's alone
         self.arguments = arguments
         command = [sys.executable, "-m", "rayssl", "pretrain", *arguments]
         self.process = subprocess.Popen(
@@ -162,102 +165,111 @@ class Command:
 
 
 def main() -> None:
-    """Undisturbed runs first, then each fault at each moment."""
+    """Undisturbed runs first, then each fault at one moment after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=1, help="times that each fault is tried with each method")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
-    parser.add_argument("--postgres", metavar="URI", help="postgresql://USER:PASSWORD@HOST/DATABASE for MLflow")
     parser.add_argument("--folder", type=Path, help="keep runs and logs there; else they are deleted")
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="a line for each try; those in it are not repeated"
     )
     chosen = parser.parse_args()
-    known = read_results(chosen.results)
-    rows = []
-    with _folder(chosen.folder) as folder:
-        place = open_place(folder, chosen.postgres)
+    tries = [
+        (number, method, fault)
+        for number in range(chosen.moments)
+        for method in chosen.methods
+        for fault in chosen.faults
+    ]
+    known = read_results(chosen.results, seed=chosen.seed)
+    with _folder(chosen.folder) as folder, suppress(KeyboardInterrupt):  # which leaves what there is to be told
+        place = open_place(folder)
         try:
-            for method in chosen.methods:
-                whole = run(place, method, "whole", let_be, random.Random(0))
-                if whole.code != 0:
-                    sys.exit("\n".join([*whole.output[-20:], f"the undisturbed run of {method} failed"]))
-                for name in chosen.faults:
-                    done = {key[2]: known[key] for key in known if key[:2] == (name, method)}
-                    rows.append(_try(place, name, method, whole, chosen, done))
+            wholes = {method: _undisturbed(place, method) for method in chosen.methods}
+            for number, method, fault in tries:
+                if (fault, method, number) not in known:
+                    outcome = _try(place, fault, method, wholes[method], number=number, seed=chosen.seed)
+                    known[fault, method, number] = outcome
+                    if chosen.results is not None and "skipped" not in outcome:
+                        with chosen.results.open("a") as file:
+                            file.write(json.dumps(outcome) + "\n")
         finally:
             place.close()
+    outcomes = [known[fault, method, number] for number, method, fault in tries if (fault, method, number) in known]
+    rows = [summary(fault, method, outcomes) for method in chosen.methods for fault in chosen.faults]
     _print_table(rows)
     for row in rows:
         print(json.dumps(row))
     sys.exit(not all(_is_clean(row) for row in rows))
 
 
-def read_results(file: Path | None) -> dict[tuple[str, str, int], dict[str, Any]]:
+def read_results(file: Path | None, *, seed: int) -> dict[tuple[str, str, int], dict[str, Any]]:
     """The tries of earlier calls, by fault, method and number of the moment."""
     if file is None or not file.exists():
         return {}
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return {(line["fault"], line["method"], line["moment"]): line for line in lines}
+    return {(line["fault"], line["method"], line["moment"]): line for line in lines if line["seed"] == seed}
+
+
+def summary(fault: str, method: str, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row of the result: what became of all tries of a fault with a method."""
+    row: dict[str, Any] = {"fault": fault, "method": method}
+    mine = [outcome for outcome in outcomes if (outcome["fault"], outcome["method"]) == (fault, method)]
+    for outcome in mine:
+        if "skipped" in outcome:
+            return row | {"skipped": outcome["skipped"]}
+    equal = [outcome["equal"] for outcome in mine if outcome["equal"] is not None]
+    return {
+        **row,
+        "times": len(mine),
+        "recovered": sum(outcome["recovered"] for outcome in mine),
+        "equal": sum(equal) if equal else None,
+        **{key: sum(outcome[key] for outcome in mine) for key in _COUNTED},
+        "seconds_lost": round(statistics.median(outcome["seconds_lost"] for outcome in mine), 1) if mine else None,
+    }
 
 
 def _is_clean(row: dict[str, Any]) -> bool:
-    if "skipped" in row or row["recovered"] != row["times"]:
+    if "skipped" in row or not row["times"] or row["recovered"] != row["times"]:
         return False
     return row["equal"] in (None, row["times"]) and not any(row[name] for name in _COUNTED)
 
 
-def open_place(folder: Path, backend: str | None = None) -> Place:
+def open_place(folder: Path) -> Place:
     """Start the nodes and the server.
 
     Args:
         folder: For runs, records and logs.
-        backend: Database of the MLflow server; None: SQLite in the folder.
     """
     os.environ.update(_QUIET)
-    place = Place(folder, backend)
+    place = Place(folder)
     place.start_server()
     return place
 
 
-def _try(
-    place: Place,
-    name: str,
-    method: str,
-    whole: Attempt,
-    chosen: argparse.Namespace,
-    done: dict[int, dict[str, Any]],
-) -> dict[str, Any]:
-    """One fault, at several moments, but for those that are done: a row of the result."""
-    for number in range(chosen.moments):
-        if number in done:
-            continue
-        draws = random.Random(f"{chosen.seed} {name} {method} {number}")
-        try:
-            attempt = run(place, method, f"{name.replace(' ', '-')}-{number}", FAULTS[name], draws)
-        except PermissionError as error:
-            return {"fault": name, "method": method, "skipped": str(error)}
-        finally:
-            place.mend()
-        done[number] = judge(place, attempt, whole, may_differ=name in OTHER_SIZE)
-        if chosen.results is not None:
-            with chosen.results.open("a") as file:
-                file.write(json.dumps({"fault": name, "method": method, "moment": number, **done[number]}) + "\n")
-        print(f"{method} {name} {number + 1}/{chosen.moments}: {done[number]}", flush=True)
-        if not done[number]["recovered"]:
-            print("\n".join(f"    {line}" for line in attempt.output[-12:]), flush=True)
-    outcomes = [done[number] for number in range(chosen.moments)]
-    equal = [outcome["equal"] for outcome in outcomes if outcome["equal"] is not None]
-    return {
-        "fault": name,
-        "method": method,
-        "times": len(outcomes),
-        "recovered": sum(outcome["recovered"] for outcome in outcomes),
-        "equal": sum(equal) if equal else None,
-        **{key: sum(outcome[key] for outcome in outcomes) for key in _COUNTED},
-        "seconds_lost": round(statistics.median(outcome["seconds_lost"] for outcome in outcomes), 1),
-    }
+def _undisturbed(place: Place, method: str) -> Attempt:
+    whole = run(place, method, "whole", let_be, random.Random(0))
+    if whole.code != 0:
+        sys.exit("\n".join([*whole.output[-20:], f"the undisturbed run of {method} failed"]))
+    return whole
+
+
+def _try(place: Place, fault: str, method: str, whole: Attempt, *, number: int, seed: int) -> dict[str, Any]:
+    """One fault at one moment."""
+    outcome: dict[str, Any] = {"fault": fault, "method": method, "seed": seed, "moment": number}
+    draws = random.Random(f"{seed} {fault} {method} {number}")
+    try:
+        attempt = run(place, method, f"{fault.replace(' ', '-')}-{number}", FAULTS[fault], draws)
+    except PermissionError as error:
+        return outcome | {"skipped": str(error)}
+    finally:
+        place.mend()
+    outcome |= judge(place, attempt, whole, may_differ=fault in OTHER_SIZE)
+    print(outcome, flush=True)
+    if not outcome["recovered"]:
+        print("\n".join(f"    {line}" for line in attempt.output[-12:]), flush=True)
+    return outcome
 
 
 def run(
