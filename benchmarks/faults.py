@@ -6,8 +6,8 @@
 Two Ray nodes on this machine, an MLflow server over HTTP (its records in SQLite, or in the PostgreSQL that
 MLFLOW_BACKEND_STORE_URI names), and the `rayssl pretrain` command in small, each fault at a random moment of the
 training. Afterwards the weights are compared with those of an undisturbed run, bit for bit, and so is every number in
-MLflow; nothing may be left running, reserved or half written. With --moments 20 each fault is tried twenty times, which takes some hours:
---results keeps a line for each try, and the same command goes on with those that are missing there.
+MLflow; nothing may be left running, reserved or half written. With --moments 20 each fault is tried twenty times, which
+takes some hours: --results keeps a line for each try, and the same command goes on with those that are missing there.
 
 The exit code is 0 only if every try recovered, with nothing lost, doubled, changed or left over.
 """
