@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 from rayssl.addresses import without_secrets
 from rayssl.cli import main
+from rayssl.cluster.train import run_on_ray
 from rayssl.errors import ClusterError
 from rayssl.experiment import run_experiment
 from rayssl.launch import mlflow_command, pretrain
@@ -386,3 +388,33 @@ def test_a_record_that_somebody_deleted_is_begun_anew(tmp_path: Path) -> None:
     assert len(set(ids)) == 3
     assert len(told) == 2
     assert all("has no longer the record of this run; another one is begun" in each for each in told)
+
+
+@pytest.mark.ray
+def test_a_worker_of_ray_finds_the_password_though_it_is_not_told(
+    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Train's settings are shown on the dashboard; the worker has the driver's environment."""
+    port = free_port()
+    uri = f"http://somebody:XYZZY@127.0.0.1:{port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    seen: list[str | None] = []
+
+    def watched(*arguments: Any, tracking_uri: str | None, **more: Any) -> Any:
+        seen.append(tracking_uri)
+        return run_on_ray(*arguments, tracking_uri=tracking_uri, **more)
+
+    monkeypatch.setattr("rayssl.cluster.train.run_on_ray", watched)
+    with server(tmp_path / "server", port):
+        command = ["pretrain", "demo-psl", *SMALL, "cluster.workers=1", f"storage_path={small_run.storage}"]
+        main(command)
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        experiment = client.get_experiment_by_name("rayssl")
+        runs = client.search_runs([experiment.experiment_id])
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        assert len(runs) == 4
+        assert all("loss" in run.data.metrics for run in runs)
+    assert seen == [f"http://***@127.0.0.1:{port}"]
+    assert "XYZZY" not in "".join(capfd.readouterr())
+    files = [path.read_bytes() for path in small_run.storage.rglob("*") if path.is_file()]
+    assert not any(b"XYZZY" in content for content in files)
