@@ -9,13 +9,13 @@ and with the same loop in bfloat16 and channels last. Without lightly installed 
 and torchvision alone, and says so. Both must do equal work: parameters to within .1 %, and a first loss near the log of
 the 2N - 1 candidates. Views are made for both beforehand: `gpu_pieces.py` measures how we make them.
 
-Last, `train_stage` itself on decoded pictures in the host's memory, which it reads, copies and makes views of, beside the
-step alone and beside making views of one batch that lies on the device already, then its step: what the loop takes
-longer than that is the way of the data.
+Last, `train_stage` itself on decoded pictures in the host's memory, which it reads, copies and makes views of, beside
+the step alone, and beside views and step of one batch that lies on the device already: what the loop takes longer than
+these is the way of the data.
 
-Needs torch, torchvision, numpy, Pillow, opencv-python-headless, pydantic and pyyaml, and about 1 GB of the host's memory;
-no Ray, MLflow or lightly. Some minutes. Without a GPU its rows are skipped; `--device cpu --batch 16 --side 64 --steps 1
---rounds 1` only shows that it works.
+Needs torch, torchvision, numpy, Pillow, opencv-python-headless, pydantic and pyyaml, and about 1 GB of the host's
+memory; no Ray, MLflow or lightly. Some minutes. Without a GPU its rows are skipped; `--device cpu --batch 16 --side 64
+--steps 1 --rounds 1` only shows that it works, in some minutes too.
 """
 
 import argparse
