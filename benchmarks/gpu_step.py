@@ -6,17 +6,27 @@ Steps in bfloat16 with pictures that lie on the device; for each stage images a 
 plain autograd runs it, by torch's counter, against the card's dense bfloat16 peak) and the peak of what a step
 allocates. SimCLR's step is compared with the one that lightly's documentation writes, in float32 and channels first,
 and with the same loop in bfloat16 and channels last. Without lightly installed the peer is the same loop from torch
-and torchvision alone, and says so. Views are made for both beforehand: `gpu_pieces.py` measures how we make them.
+and torchvision alone, and says so. Both must do equal work: parameters to within .1 %, and a first loss near the log of
+the 2N - 1 candidates. Views are made for both beforehand: `gpu_pieces.py` measures how we make them.
 
-Needs torch, torchvision and this package's science alone: no Ray, MLflow or lightly. Some minutes. Without a GPU its
-rows are skipped; `--device cpu --batch 16 --side 64 --steps 1` only shows that it works.
+Last, `train_stage` itself on decoded pictures in the host's memory, which it reads, copies and makes views of, beside
+the step alone, and beside views and step of one batch that lies on the device already: what the loop takes longer than
+these is the way of the data.
+
+Needs torch, torchvision, numpy, Pillow, opencv-python-headless, pydantic and pyyaml, and about 1 GB of the host's
+memory; no Ray, MLflow or lightly. Some minutes. Without a GPU its rows are skipped; `--device cpu --batch 16 --side 64
+--steps 1 --rounds 1` only shows that it works, in some minutes too.
 """
 
 import argparse
 import importlib
+import math
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 from common import installed_version, interleaved_seconds, print_machine, print_rows, row, skipped
@@ -25,6 +35,7 @@ from stage_step import (
     Scene,
     build_stage,
     compare_stages,
+    made_up_batch,
     make_views,
     measure_stages,
     peak_tflops,
@@ -36,6 +47,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayssl.backbones import AnyBackbone, ResNetConfig, RevNetConfig
+from rayssl.data.cache import CachedPictures
+from rayssl.data.loaders import TrainLoader
+from rayssl.runtime import LocalRuntime
 from rayssl.tasks import (
     JigsawConfig,
     MoCoConfig,
@@ -47,9 +61,21 @@ from rayssl.tasks import (
 )
 from rayssl.tasks.augmented_views import AugmentationLevel
 from rayssl.tasks.jigsaw import JigsawLevel
+from rayssl.training.loop import StageSchedule, train_stage
+from rayssl.training.optimizers import SGDConfig
+from rayssl.training.stage import Stage
 
 LEVEL = AugmentationLevel(color_strength=1.0, gray=0.2, blur=0.5)
 """SimCLR's augmentation."""
+WHOLE_NETWORK = (1, 2, 3, 4, 5)
+TEMPERATURE = 0.5
+"""Of lightly's loss."""
+TURNS_AN_EPOCH = 5
+"""An epoch of the whole loop has so many turns' steps: its start, when nothing was fetched ahead, is a part of it."""
+WAY_OF_THE_DATA = 1.05
+"""Most time of the whole loop, in that of making views on the device and the step."""
+LOOP_TARGET = 1.15
+"""Most time of the whole loop, in steps: the way of the data, and a tenth for making views (`gpu_pieces.py`)."""
 
 
 def main() -> None:
@@ -58,7 +84,7 @@ def main() -> None:
     print_machine("torchvision", "lightly")
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        names = ("steps of all tasks and stages", "SimCLR against lightly's step")
+        names = ("steps of all tasks and stages", "SimCLR against lightly's step", "the whole loop against its step")
         print_rows([skipped(f"gpu_step {name}", "torch finds no CUDA device here") for name in names])
         return
     scene = Scene(device, options.side, options.batch, "bf16", steps=options.steps)
@@ -71,6 +97,7 @@ def main() -> None:
         print_stages(name, measured, scene)
         rows += compare_stages(f"gpu_step {name}", measured)
     rows += compare_with_lightly(scene, rounds=options.rounds)
+    rows += compare_loop_with_step(scene, rounds=options.rounds)
     print_rows(rows)
 
 
@@ -188,19 +215,18 @@ def lightly_step(view_a: Tensor, view_b: Tensor, *, lowered: bool) -> Callable[[
 
 def compare_with_lightly(scene: Scene, *, rounds: int) -> list[dict[str, object]]:
     """Our SimCLR step against lightly's, on the same views."""
-    name, _, _ = lightly_parts()
-    task = build_tasks(scene)["SimCLR"]
+    name, head, _ = lightly_parts()
+    task = SimCLRConfig(temperature=TEMPERATURE).build(LEVEL, TaskSetting(scene.side, scene.batch))
     views = make_views(task, scene)
     view_a, view_b = views.inputs.chunk(2)
-    stage = build_stage(ResNetConfig(depth=50).build(), (1, 2, 3, 4, 5), task, scene.device, scene.side)
+    stage = build_stage(ResNetConfig(depth=50).build(), WHOLE_NETWORK, task, scene.device, scene.side)
+    check_equal_size(stage, Lightly(head))
     steps = {
         "ours": training_step(stage, views, scene),
         "as documented, fp32": lightly_step(view_a, view_b, lowered=False),
         "in bf16, channels last": lightly_step(view_a, view_b, lowered=True),
     }
-    for contestant, step in steps.items():
-        if not step().isfinite():
-            raise RuntimeError(f"{contestant}: the loss must be finite")
+    check_equal_start({key: float(step()) for key, step in steps.items()}, batch=scene.batch)
     seconds = interleaved_seconds({key: repeated(step, scene.steps) for key, step in steps.items()}, rounds=rounds)
     each = {key: value / scene.steps for key, value in seconds.items()}
     print(f"SimCLR, ResNet-50, beside {name}")
@@ -219,6 +245,115 @@ def compare_with_lightly(scene: Scene, *, rounds: int) -> list[dict[str, object]
         )
         for key, target in (("as documented, fp32", 2.0), ("in bf16, channels last", 1.0))
     ]
+
+
+def check_equal_size(ours: nn.Module, theirs: nn.Module) -> None:
+    """Refuse to compare networks of different size; lightly's has a BatchNorm in place of the last layer's bias.
+
+    Raises:
+        RuntimeError: If their parameters differ by more than .1 %.
+    """
+    counts = [sum(parameter.numel() for parameter in module.parameters()) for module in (ours, theirs)]
+    if abs(counts[0] / counts[1] - 1) > 1e-3:
+        raise RuntimeError(f"both networks must have as many parameters, got {counts[0]:,} and {counts[1]:,}")
+
+
+def check_equal_start(losses: dict[str, float], *, batch: int) -> None:
+    """Refuse to compare steps that don't begin alike.
+
+    Raises:
+        RuntimeError: If a first loss is further than a tenth from log(2N - 1), that of a network that tells nothing.
+    """
+    chance = math.log(2 * batch - 1)
+    for name, loss in losses.items():
+        if not abs(loss / chance - 1) <= 0.1:  # nor if it is not a number
+            raise RuntimeError(f"{name}: must start near a loss of {chance:.2f}, got {loss:.3f}")
+
+
+def compare_loop_with_step(scene: Scene, *, rounds: int) -> list[dict[str, object]]:
+    """SimCLR's loop, from decoded pictures to weights, against its step, and against views and step on the device."""
+    task = build_tasks(scene)["SimCLR"]
+    window = round(scene.side * 256 / 224)
+    num_steps = TURNS_AN_EPOCH * scene.steps
+    stages = [
+        build_stage(ResNetConfig(depth=50).build(), WHOLE_NETWORK, task, scene.device, scene.side) for _ in range(3)
+    ]
+    batch = made_up_batch(scene, window=window)
+    step_alone = training_step(stages[1], make_views(task, scene), scene)
+
+    optimizer = SGDConfig().build(stages[2])
+
+    def views_and_step() -> None:
+        made = task.make_views(batch)
+        inputs = made.inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(scene.device.type, torch.bfloat16, enabled=scene.precision == "bf16"):
+            outcome = stages[2](inputs, made.targets)
+        optimizer.zero_grad(set_to_none=True)
+        outcome.loss.backward()
+        optimizer.step()
+
+    with tempfile.TemporaryDirectory() as folder:
+        epochs = train_epochs(stages[0], scene, Path(folder), window=window, epochs=rounds + 1, num_steps=num_steps)
+        contestants = {
+            "the whole loop": lambda: next(epochs),
+            "views and step": repeated(views_and_step, num_steps),
+            "step alone": repeated(step_alone, num_steps),
+        }
+        seconds = interleaved_seconds(contestants, rounds=rounds)
+    each = {key: value / num_steps for key, value in seconds.items()}
+    print(f"SimCLR, ResNet-50, epochs of {num_steps} steps on decoded pictures of {window} px")
+    for key, value in each.items():
+        print(f"  {key:24} {1000 * value:9.1f} ms {scene.batch / value:9.0f} images/s")
+    print(flush=True)
+    return [
+        row(
+            f"gpu_step SimCLR ResNet-50 {scene.side} px, train_stage on decoded pictures (peer: {peer})",
+            ours=each["the whole loop"],
+            peer=each[key],
+            unit="s",
+            ratio=each["the whole loop"] / each[key],
+            target=target,
+            at_most=True,
+        )
+        for key, peer, target in (
+            ("views and step", "views and step of a batch on the device", WAY_OF_THE_DATA),
+            ("step alone", "its step alone", LOOP_TARGET),
+        )
+    ]
+
+
+def train_epochs(
+    stage: Stage, scene: Scene, folder: Path, *, window: int, epochs: int, num_steps: int
+) -> Iterator[dict[str, float]]:
+    """The package's loop over pictures of noise that lie decoded in memory, as a run opens them."""
+    generator = np.random.default_rng(0)
+    count = max(scene.batch, min(2048, num_steps * scene.batch))
+    pictures = CachedPictures(
+        generator.integers(256, size=count * window * window * 3, dtype=np.uint8),
+        np.full((count, 2), window),
+        np.full(count, -1),
+        classes=(),
+        numbers=np.arange(count),
+        bad_files=[],
+        fingerprint="",
+    )
+    loader = TrainLoader(
+        pictures,
+        images_per_step=scene.batch,
+        seed=0,
+        order=lambda epoch: np.random.default_rng(epoch).integers(count, size=(num_steps, scene.batch)),
+    )
+    settings = SGDConfig()
+    schedule = StageSchedule(0, 1, epochs, epochs_before=0, epochs_run=epochs, scope="stage")
+    return train_stage(
+        stage,
+        loader,
+        LocalRuntime(folder, use_gpu=scene.device.type == "cuda"),
+        settings.build(stage),
+        settings=settings,
+        schedule=schedule,
+        precision=scene.precision,
+    )
 
 
 if __name__ == "__main__":

@@ -304,6 +304,17 @@ def test_equal_clusters_are_equally_good_to_rounding() -> None:
         assert quality["met"] is is_met
 
 
+def test_steps_on_a_gpu_of_unequal_size_or_start_are_refused() -> None:
+    gpu_step = load("gpu_step")
+    gpu_step.check_equal_size(nn.Linear(100, 100), nn.Linear(100, 100))
+    with pytest.raises(RuntimeError, match="as many parameters, got 10,100 and 10,000"):
+        gpu_step.check_equal_size(nn.Linear(100, 100), nn.Linear(100, 100, bias=False))
+    gpu_step.check_equal_start({"a": math.log(255), "b": 5.0}, batch=128)
+    for loss in (4.0, math.nan):
+        with pytest.raises(RuntimeError, match="b: must start near a loss of 5.54"):
+            gpu_step.check_equal_start({"a": math.log(255), "b": loss}, batch=128)
+
+
 def test_plain_kmeans_parts_two_far_clusters_whichever_rows_it_starts_from() -> None:
     """Rows at a distance of 1 on either side of 10 and of -10."""
     features = torch.tensor([[9.0], [11.0], [-9.0], [-11.0]])

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFile
 
-_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_RGB: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)
+"""Tells OpenCV the order of the colours; None: it is older than 4.11 and has blue first, always."""
 
 
 def decode_jpeg(image: Image.Image) -> np.ndarray | None:
@@ -22,7 +23,10 @@ def decode_jpeg(image: Image.Image) -> np.ndarray | None:
     image.fp.seek(0)
     content = np.frombuffer(image.fp.read(), dtype=np.uint8)
     image.fp.seek(place)
-    return cv2.imdecode(content, _AS_STORED)
+    if _RGB is not None:
+        return cv2.imdecode(content, _RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    pixels = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
 def resize_bytes(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

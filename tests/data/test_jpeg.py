@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rayssl.data import jpeg
 from rayssl.data.images import decode_image
 from rayssl.data.jpeg import decode_jpeg, resize_bytes
 from tests.data.picture_files import encode, noise
@@ -15,13 +16,18 @@ def smooth(height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(noise(5, 7, 3)).resize((width, height), Image.Resampling.BICUBIC))
 
 
+@pytest.mark.parametrize("is_old", [False, True], ids=["", "an OpenCV before 4.11"])
 @pytest.mark.parametrize("picture", [noise(61, 83, 3), smooth(61, 83), smooth(8, 9)], ids=["noise", "smooth", "small"])
 @pytest.mark.parametrize(
     "options",
     [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"keep_rgb": True}],
     ids=str,
 )
-def test_pixels_are_exactly_pillows(picture: np.ndarray, options: dict[str, object]) -> None:
+def test_pixels_are_exactly_pillows(
+    picture: np.ndarray, options: dict[str, object], is_old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_old:
+        monkeypatch.setattr(jpeg, "_RGB", None)
     content = encode(Image.fromarray(picture), "JPEG", quality=80, **options)
     with Image.open(io.BytesIO(content)) as image:
         pixels = decode_jpeg(image)
