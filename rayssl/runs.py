@@ -12,6 +12,7 @@ from typing import Any
 
 from rayssl.config import ExperimentConfig
 from rayssl.errors import ConfigError
+from rayssl.files import write_whole
 from rayssl.object_store import ObjectStore, open_store
 from rayssl.recipe_file import to_yaml
 from rayssl.storage import LOCK, StoragePath, in_job, is_address, lasting, parse_storage_path, split_run_address
@@ -107,7 +108,7 @@ def open_run(config: ExperimentConfig, *, fresh: bool = False) -> RunFolder:
     run = newest
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        (run.path / _CONFIG).write_text(to_yaml(config))
+        write_whole(run.path / _CONFIG, to_yaml(config))
     except OSError as error:
         if store is not None:
             raise ConfigError(

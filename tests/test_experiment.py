@@ -1,6 +1,7 @@
 """Whole runs in one process: what they leave behind, that seeds decide them, and that they go on where they stopped."""
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rayssl.experiment import build_encoder, run_experiment
 from rayssl.report import Report
 from rayssl.runs import RunFolder, finished_run, newest_run, open_run
 from rayssl.runtime import LocalRuntime
-from rayssl.training.checkpoints import load_checkpoint
+from rayssl.training.checkpoints import Cursor, load_checkpoint
 from tests.conftest import SmallRun
 
 
@@ -40,6 +41,36 @@ class DyingRuntime(LocalRuntime):
         super().report(metrics, save)
         self._left -= 1
         if self._left == 0:
+            raise Interrupted
+
+
+class SlowRuntime(LocalRuntime):
+    """Writes an epoch's checkpoint only when the stage's last epoch is trained, then dies."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, num_threads=1)
+        self._may_write = threading.Event()
+        self._is_late = False
+
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], None] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
+        def save_late(folder: Path) -> None:
+            self._may_write.wait()
+            assert save is not None
+            save(folder)
+
+        self._is_late |= in_background
+        super().report(metrics, save_late if in_background else save, in_background=in_background)
+
+    def settle(self) -> None:
+        self._may_write.set()
+        super().settle()
+        if self._is_late:
             raise Interrupted
 
 
@@ -107,6 +138,20 @@ def test_a_run_that_died_goes_on_and_ends_as_if_it_had_not(small_run: SmallRun, 
     assert equal(weights(report), weights(whole))
     assert without_times(report.history) == without_times(whole.history)
     assert report.metrics == whole.metrics
+
+
+def test_a_checkpoint_holds_its_moment_however_late_it_is_written(small_run: SmallRun) -> None:
+    """That of stage 2's first epoch, written after its second one: what goes on from it trains the second one again."""
+    whole = run_experiment(small_run.config("name=whole"))
+    config = small_run.config()
+    run = open_run(config)
+    with pytest.raises(Interrupted):
+        run_experiment(config, SlowRuntime(run.path))
+    newest = load_checkpoint(LocalRuntime(run.path).checkpoints()[0])
+    assert newest.cursor == Cursor(1, 1)
+    report = run_experiment(config)
+    assert equal(weights(report), weights(whole))
+    assert without_times(report.history) == without_times(whole.history)
 
 
 @pytest.mark.parametrize("question", [2, 5], ids=["in stage 1", "in stage 2"])

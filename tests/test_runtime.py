@@ -1,6 +1,7 @@
 """The local runtime: its checkpoints, and its collectives over two real processes."""
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,10 +102,10 @@ def test_what_there_is_to_show_is_passed_on(tmp_path: Path) -> None:
 def test_threads_are_set_or_left(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
-        LocalRuntime(tmp_path, num_threads=3)
-        assert torch.get_num_threads() == 3
+        LocalRuntime(tmp_path, num_threads=1)
+        assert torch.get_num_threads() == 1
         LocalRuntime(tmp_path)
-        assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 
@@ -170,3 +171,43 @@ def test_two_workers_share_items_sums_values_and_gradients(tmp_path: Path) -> No
         assert result["wrapped"] and result["gradient"] == [[1.5, 10.0]]
         assert result["restored"] == "rank 0"
     assert [result["shown"] for result in results] == [["once"], []]
+
+
+def test_no_more_threads_are_used_than_there_are_cores(tmp_path: Path) -> None:
+    """Torch's backward pass crashed with 10 threads on 2 cores."""
+    before = torch.get_num_threads()
+    try:
+        LocalRuntime(tmp_path, num_threads=1000)
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+        LocalRuntime(tmp_path, num_threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_checkpoint_in_the_background_is_there_once_it_is_waited_for(tmp_path: Path) -> None:
+    runtime, may_write = LocalRuntime(tmp_path), threading.Event()
+    written: list[Path] = []
+
+    def save(folder: Path) -> None:
+        may_write.wait()
+        save_text("slow", written)(folder)
+
+    runtime.report({}, save, in_background=True)
+    assert not written  # and training goes on
+    may_write.set()
+    runtime.settle()
+    assert [(folder / "text").read_text() for folder in runtime.checkpoints()] == ["slow"]
+
+
+def test_what_went_wrong_in_the_background_is_raised_by_the_next_report(tmp_path: Path) -> None:
+    runtime = LocalRuntime(tmp_path)
+
+    def fail(_: Path) -> None:
+        raise OSError("no space left on device")
+
+    runtime.report({}, fail, in_background=True)
+    with pytest.raises(OSError, match="no space"):
+        runtime.report({}, save_text("next", []))
+    runtime.report({}, save_text("after", []))  # told once
+    assert [(folder / "text").read_text() for folder in runtime.checkpoints()] == ["after"]

@@ -13,12 +13,11 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from ray.train.v2._internal.execution import context as train_context
 
 from rayssl.errors import RaysslError
 from rayssl.object_store import ObjectStore
-from rayssl.runtime import WorkerGroup
+from rayssl.runtime import WorkerGroup, use_threads
 
 _LOST = ("WorkerHealthCheck", "ActorDied", "ActorUnavailable", "NodeDied", "WorkerCrashed")
 _CUT = ("connection closed", "connection reset", "broken pipe")
@@ -197,7 +196,7 @@ class TrainRuntime(WorkerGroup):
         bucket_mib: float = 25,
         store: ObjectStore | None = None,
     ) -> None:
-        torch.set_num_threads(num_threads)
+        use_threads(num_threads)
         super().__init__(ray.train.torch.get_device(), bucket_mib=bucket_mib)
         self.leads_node = ray.train.get_context().get_local_rank() == 0
         self.folder = folder

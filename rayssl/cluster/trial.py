@@ -25,6 +25,7 @@ from rayssl.cluster.trial_runtime import FinishedRuntime, GroupTrialRuntime, Tri
 from rayssl.config import ExperimentConfig
 from rayssl.errors import CheckpointError, RaysslError, RunStopped
 from rayssl.experiment import run_experiment
+from rayssl.files import write_whole
 from rayssl.recipe_file import to_yaml
 from rayssl.report import Report
 from rayssl.search_space import StageStore, Study, total_epochs
@@ -61,7 +62,7 @@ def run_trial(study: Study, folder: Path, values: dict[str, Any]) -> None:
     try:
         full = study.config({key: value for key, value in values.items() if key != TRIAL})
         config = full.model_copy(update={"evaluations": ()})  # the winner alone meets the test pictures
-        (own / "config.yaml").write_text(to_yaml(config))
+        write_whole(own / "config.yaml", to_yaml(config))
         stages = folder / _STAGES if study.reuse and study.tune.scheduler != "pbt" else None
         trial = _Trial(config, own, study.tune.metric, stages)
         if config.cluster.most_workers > 1:
@@ -73,7 +74,7 @@ def run_trial(study: Study, folder: Path, values: dict[str, Any]) -> None:
         while True:  # a trial that returns is one that came to its end; the driver ends this process
             time.sleep(_POLL_SECONDS)
     except RaysslError as error:
-        (own / MISTAKE).write_text(json.dumps(str(error)))
+        write_whole(own / MISTAKE, json.dumps(str(error)))
     finally:
         shutil.rmtree(own / "cache", ignore_errors=True)
 
@@ -216,13 +217,13 @@ def _work_in_group(arguments: dict[str, Any]) -> bool:
     except RunStopped:  # raised by all workers, so that none is waited for
         return True
     except RaysslError as error:
-        (trial.folder / MISTAKE).write_text(json.dumps(str(error)))
+        write_whole(trial.folder / MISTAKE, json.dumps(str(error)))
         raise
 
 
 def _evaluate(config: ExperimentConfig, folder: Path, end: Path) -> Report:
     settings = config.cluster
-    (folder / "config.yaml").write_text(to_yaml(config))
+    write_whole(folder / "config.yaml", to_yaml(config))
     use_gpu = settings.gpus_per_worker > 0
     return run_experiment(
         config, FinishedRuntime(folder, num_threads=settings.cpus_per_worker, use_gpu=use_gpu, end=end)
