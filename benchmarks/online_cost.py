@@ -7,7 +7,7 @@ ten classes differ in their colours. In each stage some steps of training and on
 takes the time of those steps as often as it has more of them. The recipe measures every second epoch and at a stage's
 end, which the last row counts. Workers share steps and measurements alike, so that one process with a worker's threads
 shows what share of an epoch a measurement is. Seconds are CPU seconds. A measurement must give all of its numbers and
-tell the classes better than by chance, and the loss of the steps must be finite. About 3 minutes on 2 cores.
+tell the classes better than by chance, and the loss of the steps must be finite. About 4 minutes on 2 cores.
 """
 
 import argparse

@@ -8,7 +8,7 @@ stands in notes.yaml. The last lines printed are the JSON rows of this call; wit
 
 Without a name all run, one after another, on 2 cores for about 50 minutes:
 
-    kmeans 8            augment 4           online_cost 3       revnet_memory 1.5
+    kmeans 8            augment 4           online_cost 4       revnet_memory 1.5
     ray_overhead 7      choose_k 4          pretrain_loop 3     search_overhead 1
     scaling 7           svm 5               growth 3            startup 0.2
                                             stage_step 1.5
