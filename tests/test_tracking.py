@@ -31,6 +31,7 @@ from rayssl.recipe_file import flatten
 from rayssl.runs import open_run
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 from rayssl.tracking.connection import reason_of
+from rayssl.tracking.outbox import Outbox
 from tests.conftest import SMALL, SmallRun
 from tests.test_experiment import DyingRuntime, Interrupted
 
@@ -203,6 +204,21 @@ def test_a_resumed_run_records_what_a_dead_process_did_not_send(small_run: Small
     assert [(row.step, row.value) for row in losses] == [(row["epoch"], row["loss"]) for row in report.history]
     stages = [client.get_metric_history(runs[f"{report.folder.name}/stage-{n}"].info.run_id, "loss") for n in (1, 2, 3)]
     assert [[row.step for row in rows] for rows in stages] == [[1], [2, 3], [4]]
+
+
+def test_a_record_that_is_refused_holds_up_no_other(tmp_path: Path) -> None:
+    """A parameter's second value, which MLflow never takes, as opposed to a server that is away."""
+    told: list[str] = []
+    outbox = Outbox(f"sqlite:///{tmp_path}/mlflow.db", told.append)
+    ids: list[str] = []
+    outbox.send(lambda client: ids.append(client.create_run("0").info.run_id))
+    for value in ("first", "second"):
+        outbox.send(lambda client, value=value: client.log_param(ids[0], "key", value))  # type: ignore[misc]
+    outbox.send(lambda client: client.log_metric(ids[0], "loss", 1.0))
+    run = MlflowClient(outbox.uri).get_run(ids[0])
+    assert (run.data.params, run.data.metrics) == ({"key": "first"}, {"loss": 1.0})
+    (line,) = told
+    assert line.startswith("MLflow refuses a record (") and "Changing param values" in line
 
 
 def test_a_server_that_is_not_there_is_one_clear_error(small_run: SmallRun) -> None:

@@ -36,6 +36,11 @@ def failures() -> tuple[type[Exception], ...]:
     return (MlflowException, OSError, ImportError)
 
 
+def is_refused(error: Exception) -> bool:
+    """Whether the server answered that it will never take this: asking again would hold up all that comes after."""
+    return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
+
+
 def with_secrets(uri: str) -> str:
     """The address of which a tracker has shown `uri`: its password is in this process's environment, if anywhere."""
     own = os.environ.get("MLFLOW_TRACKING_URI", "")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rayssl.addresses import without_secrets
-from rayssl.tracking.connection import Notify, connect, failures, reason_of
+from rayssl.tracking.connection import Notify, connect, failures, is_refused, reason_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,11 +25,11 @@ class Outbox:
         self._is_away = False
 
     def send(self, call: "Callable[[MlflowClient], object]") -> None:
-        """Make a call, after those that wait; it waits itself if the server is away."""
+        """Make a call, after those that wait; it waits itself if the server is away. One that is refused is dropped."""
         self._waiting.append(call)
         try:
             while self._waiting:
-                self._waiting[0](connect(self.uri))
+                self._make(self._waiting[0])
                 self._waiting.popleft()
             self._is_away = False
         except failures() as error:
@@ -39,6 +39,14 @@ class Outbox:
                     "training goes on, records are kept and sent later"
                 )
             self._is_away = True
+
+    def _make(self, call: "Callable[[MlflowClient], object]") -> None:
+        try:
+            call(connect(self.uri))
+        except failures() as error:
+            if not is_refused(error):
+                raise
+            self._notify(f"MLflow refuses a record ({reason_of(error, self.uri)}); the run's folder has all")
 
     def drain(self) -> None:
         """Wait for a server that is away, but not for ever."""
