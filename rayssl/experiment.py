@@ -115,6 +115,7 @@ def local_runtime(
         keep=keep,
         num_threads=settings.cpus_per_worker,
         use_gpu=settings.gpus_per_worker > 0,
+        bucket_mib=settings.bucket_mib,
         show=show,
         is_asked_to_stop=is_asked_to_stop,
     )

@@ -208,6 +208,7 @@ class LocalRuntime(WorkerGroup):
         folder: The run's folder; checkpoints are kept in its `checkpoints`.
         num_threads: Threads of torch's CPU operators; None leaves them.
         use_gpu: Train on a GPU, the one that LOCAL_RANK numbers in a group; else on the CPU.
+        bucket_mib: See `ClusterConfig`.
         show: Called on rank 0 with what there is to show.
         is_asked_to_stop: Whether the run shall stop; None: it never is.
 
@@ -221,12 +222,13 @@ class LocalRuntime(WorkerGroup):
         *,
         num_threads: int | None = None,
         use_gpu: bool = False,
+        bucket_mib: float = 25,
         show: Callable[[object], None] | None = None,
         is_asked_to_stop: Callable[[], bool] | None = None,
     ) -> None:
         if num_threads:
             use_threads(num_threads)
-        super().__init__(_local_device(use_gpu))
+        super().__init__(_local_device(use_gpu), bucket_mib=bucket_mib)
         self.folder = folder
         self._resume = folder / "checkpoints"
         self._show = show

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from math import ceil
 
 import numpy as np
@@ -121,11 +122,13 @@ def augmented_batches(
         shuffled = np.random.default_rng([seed, number]).permutation(rows)
         return shuffled[: num_steps * images_per_step].reshape(num_steps, images_per_step)
 
-    for batch in TrainLoader(pictures, images_per_step=images_per_step, seed=seed, order=order).epoch(epoch):
-        windows = batch.images.to(device)
-        boxes = draw_resized_crop(batch.draws, *windows.shape[-2:])
-        views = flip(resized_crop(windows, boxes, image_size), batch.draws.chance(0.5))
-        yield normalize(views).contiguous(memory_format=torch.channels_last), batch.labels.to(device)
+    loader = TrainLoader(pictures, images_per_step=images_per_step, seed=seed, order=order)
+    with closing(loader.epoch(epoch, device=device)) as batches:
+        for batch in batches:
+            boxes = draw_resized_crop(batch.draws, *batch.images.shape[-2:])
+            views = flip(resized_crop(batch.images, boxes, image_size), batch.draws.chance(0.5))
+            views = normalize(views).contiguous(memory_format=torch.channels_last)
+            yield views, batch.labels.to(device, non_blocking=True)
 
 
 def steps_an_epoch(num_images: int, batch_size: int) -> int:
