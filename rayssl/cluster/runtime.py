@@ -14,7 +14,9 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.train.v2._internal.execution import context as train_context
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayssl import errors
 from rayssl.errors import RaysslError
 from rayssl.object_store import ObjectStore
 from rayssl.runtime import WorkerGroup, use_threads
@@ -111,6 +113,26 @@ class ProgressBoard:
         self._places[rank] = place
         self._moved_at = time.monotonic()
         return self._stop_after is not None and place > self._stop_after
+
+
+def put_up_board(timeout_s: float) -> "ray.actor.ActorHandle":
+    """A board on this node, where whoever looks at it is: another node may be lost.
+
+    Args:
+        timeout_s: Seconds that workers wait for each other (`ClusterConfig`).
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # Should memory run short, Ray ends such actors first: what an empty board has forgotten, a run can do without.
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(**options)(ProgressBoard).remote(timeout_s=timeout_s)
+
+
+def raise_mistake(board: "ray.actor.ActorHandle") -> None:
+    """Raise the error that a worker left on the board, if there is one, as it was raised there."""
+    mistake = ray.get(board.first_mistake.remote())
+    if mistake is not None:
+        kind, message = mistake
+        raise getattr(errors, kind, RaysslError)(message)
 
 
 def describe_loss(

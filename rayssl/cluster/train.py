@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from rayssl import errors
 from rayssl.cluster.environment import enter_directory, ray_cluster
 from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, RaysslError, RunStopped, full_disk
@@ -89,15 +88,11 @@ def work_on_ray(
         import ray
         import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from rayssl.cluster.runtime import ProgressBoard, TellLosses
+        from rayssl.cluster.runtime import TellLosses, put_up_board, raise_mistake
 
-        # On this node, as Train's controller is: another one may be lost.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         settings = config.cluster
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-        board = ray.remote(**options)(ProgressBoard).remote(timeout_s=settings.timeout_s)
+        board = put_up_board(settings.timeout_s)
         resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
         trainer = TorchTrainer(
             _train_worker,
@@ -127,14 +122,14 @@ def work_on_ray(
             try:
                 result = trainer.fit().return_value
             except ray.train.TrainingFailedError as error:
-                _raise_mistake(ray.get(board.first_mistake.remote()))
+                raise_mistake(board)
                 raise ClusterError(
                     f"the run stopped after {settings.max_failures + 1} attempts (cluster.max_failures); the last "
                     f"ended with: {_last_line(error)}. Its checkpoints are in "
                     f"{folder if store is None else store.address_of(folder)}; "
                     "the same command goes on from there."
                 ) from error
-        _raise_mistake(ray.get(board.first_mistake.remote()))
+        raise_mistake(board)
     if store is not None:
         store.pull(folder)
     return result
@@ -185,13 +180,6 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
         if mistake is not None:
             ray.get(board.note_mistake.remote(type(mistake).__name__, f"{folder}: {mistake}"))
         raise
-
-
-def _raise_mistake(mistake: tuple[str, str] | None) -> None:
-    """Raise the error that a worker told of, if there is one, as it was raised there."""
-    if mistake is not None:
-        kind, message = mistake
-        raise getattr(errors, kind, RaysslError)(message)
 
 
 class _shown:  # noqa: N801  a context manager, named as what it makes of the board

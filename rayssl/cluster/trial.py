@@ -15,11 +15,10 @@ import ray.train
 from ray import tune
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayssl.cluster.environment import enter_directory
 from rayssl.cluster.proposals import TRIAL
-from rayssl.cluster.runtime import ProgressBoard, TellLosses
+from rayssl.cluster.runtime import TellLosses, put_up_board, raise_mistake
 from rayssl.cluster.search_board import StopQuestion, find_board
 from rayssl.cluster.trial_runtime import FinishedRuntime, GroupTrialRuntime, TrialRuntime, write_log
 from rayssl.config import ExperimentConfig
@@ -129,9 +128,7 @@ def _train_in_group(trial: _Trial, search_board: Any) -> None:
                 super().after_report(run_context, metrics, None)
 
     store, settings = trial.store, trial.config.cluster
-    # On this node: if it is lost, so is the trial, and with it all that would look at the board.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
+    board = put_up_board(settings.timeout_s)
     resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
     trainer = TorchTrainer(
         _work_in_group,
@@ -158,9 +155,11 @@ def _train_in_group(trial: _Trial, search_board: Any) -> None:
         try:
             is_stopped = trainer.fit().return_value
         except ray.train.TrainingFailedError:
+            raise_mistake(board)
             if not (trial.folder / MISTAKE).exists():
                 raise
             return
+    raise_mistake(board)
     if is_stopped:
         raise RunStopped("the search was stopped")
 
@@ -198,7 +197,8 @@ def _work_in_group(arguments: dict[str, Any]) -> bool:
         Whether they were asked to stop.
     """
     trial: _Trial = arguments["trial"]
-    if (trial.folder / MISTAKE).exists():  # started again, as if a worker had been lost
+    # Started again, as if a worker had been lost, after a mistake; the board knows those of checkpoints.
+    if (trial.folder / MISTAKE).exists() or ray.get(arguments["board"].first_mistake.remote()) is not None:
         return False
     enter_directory(arguments["directory"])
     try:
