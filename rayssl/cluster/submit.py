@@ -26,6 +26,7 @@ _EXCLUDES = [
 _SECRETS = ("TOKEN", "PASSWORD", "SECRET", "KEY")
 _STOP_SECONDS = 40
 """Seconds between SIGTERM and SIGKILL when a job is stopped, 3 by Ray's default: a checkpoint may take 25 of them."""
+_QUIET = {"ray.dashboard": logging.WARNING, "ray._private.runtime_env": logging.ERROR}
 _RECONNECT_SECONDS = 60.0
 """How long a job's output is asked for again after the connection broke."""
 
@@ -72,8 +73,9 @@ class Cluster:
             knock(urlsplit(address).netloc)
             from ray.job_submission import JobSubmissionClient
 
-            # "WebSocket closed", at the end of every job's output.
-            logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+            # What is packed, uploaded and left out, and that the output has ended, line by line.
+            for name, level in _QUIET.items():
+                logging.getLogger(name).setLevel(level)
             self._client = JobSubmissionClient(address)
 
     @property

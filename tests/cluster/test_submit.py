@@ -175,9 +175,11 @@ def ray_head(*, cpus: int = 2, nodes: int = 1, **variables: str) -> Iterator[str
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         start = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--num-cpus={cpus}"]
         start += ["--disable-usage-stats"]
-        head = [*start, "--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=true"]
+        head = [*start, "--head", f"--port={port}", f"--temp-dir={folder}/0", "--include-dashboard=true"]
         head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        commands = [head, *[[*start, f"--address={node_address()}:{port}"]] * (nodes - 1)]
+        # Folders of their own, as on different machines: a node deletes a job's working copy when it needs it no more.
+        more = [[*start, f"--address={node_address()}:{port}", f"--temp-dir={folder}/{n}"] for n in range(1, nodes)]
+        commands = [head, *more]
         processes = []
         try:
             for command in commands:
