@@ -125,10 +125,16 @@ class Clocked:
         self.recording: list[float] = []
         self.reporting: list[float] = []
 
-    def report(self, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], None] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
         """Report, look at the clock, and let the other one train an epoch."""
         begun = time.monotonic()
-        self._runtime.report(metrics, save)
+        self._runtime.report(metrics, save, in_background=in_background)
         ended = time.monotonic()
         self.epochs.append(ended - self._since)
         self.reporting.append(ended - begun)
