@@ -83,6 +83,8 @@ class Attempt:
     seconds: float
     """From the first command to the end of the last one."""
     output: list[str] = field(default_factory=list)
+    shrunk_after: float | None = None
+    """Seconds from the loss of a node to the end of the first epoch that was trained without it."""
 
 
 class Place:
@@ -220,6 +222,7 @@ def summary(fault: str, method: str, outcomes: list[dict[str, Any]]) -> dict[str
         if "skipped" in outcome:
             return row | {"skipped": outcome["skipped"]}
     equal = [outcome["equal"] for outcome in mine if outcome["equal"] is not None]
+    shrunk = [outcome["shrunk_after"] for outcome in mine if "shrunk_after" in outcome]
     return {
         **row,
         "times": len(mine),
@@ -227,6 +230,7 @@ def summary(fault: str, method: str, outcomes: list[dict[str, Any]]) -> dict[str
         "equal": sum(equal) if equal else None,
         **{key: sum(outcome[key] for outcome in mine) for key in _COUNTED},
         "seconds_lost": round(statistics.median(outcome["seconds_lost"] for outcome in mine), 1) if mine else None,
+        **({"shrunk_after": max(shrunk)} if shrunk else {}),
     }
 
 
@@ -327,9 +331,17 @@ def _kill_node(place: Place, arguments: list[str], moment: Moment) -> Attempt:
 def _lose_node(place: Place, arguments: list[str], moment: Moment) -> Attempt:
     """No other comes: the run goes on with one worker."""
     start, command = time.monotonic(), Command(place, [*arguments, "cluster.workers=[1,2]"])
+    shrunk_after = None
     if moment.wait(command):
         place.lose_node()
-    return _finished(command, start)
+        lost = time.monotonic()
+        told = False
+        for line in command:
+            told |= line.startswith("warning: worker")
+            if told and line.startswith("stage "):
+                shrunk_after = round(time.monotonic() - lost, 1)
+                break
+    return replace(_finished(command, start), shrunk_after=shrunk_after)
 
 
 def _kill_driver(place: Place, arguments: list[str], moment: Moment) -> Attempt:
@@ -444,6 +456,8 @@ def judge(place: Place, attempt: Attempt, whole: Attempt, *, may_differ: bool = 
     outcome: dict[str, Any] = {"recovered": recovered, "equal": None, **dict.fromkeys(_COUNTED, 0)}
     outcome["left_over"] = _left_over(place, attempt.folder)
     outcome["seconds_lost"] = round(attempt.seconds - whole.seconds, 1)
+    if attempt.shrunk_after is not None:
+        outcome["shrunk_after"] = attempt.shrunk_after
     if not recovered:
         return outcome
     ours, expected = (_recorded(place, each.folder.name) for each in (attempt, whole))
