@@ -251,7 +251,7 @@ def test_elastic_workers_that_cannot_share_a_step_are_refused(recipe: str, worke
     [
         ("demo-psl", ["training.accumulate=0"], "training.accumulate=0: must be greater than or equal to 1"),
         ("demo-psl", ["training.accumulate=3"],
-         "must be a multiple of 12 (2 workers x 3 pieces (training.accumulate) x 2 views a picture in method.stages.0)"),
+         "must be a multiple of 12 (2 workers x 3 pieces (training.accumulate) x 2 views a picture in method."),
         ("psl-simclr-small", ["training.accumulate=2"],
          "training.accumulate: must be 1 where the loss of simclr looks across the whole batch, got 2"),
         ("psl-moco-small", ["training.accumulate=2"], "must be 1 where the loss of moco looks across the whole batch"),
