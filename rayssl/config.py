@@ -143,6 +143,7 @@ class ExperimentConfig(Config):
             classes: The pictures', known once they are listed.
             workers: How many share a step; None: as many as there are at most.
         """
+        accumulate = self.training.accumulate
         return TaskSetting(
             self.data.image_size,
             self.training.batch_size,
@@ -150,7 +151,8 @@ class ExperimentConfig(Config):
             self.training.sync_batchnorm,
             classes,
             self.data.eval_resize,
-            parts=self.cluster.most_workers if self.cluster.is_elastic else None,
+            parts=max(1, self.cluster.most_workers) * accumulate if self.cluster.is_elastic or accumulate > 1 else None,
+            accumulate=accumulate,
         )
 
 

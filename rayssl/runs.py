@@ -199,4 +199,6 @@ def _suffixed(base: Path, number: int) -> Path:
 def _fingerprint(config: ExperimentConfig) -> str:
     """Eight hex digits that two configs share only if they agree in all that decides a run's result."""
     resolved: dict[str, Any] = config.model_dump(mode="json", by_alias=True, exclude=_RESULT_IS_THE_SAME)
+    if config.training.accumulate == 1:  # younger than runs that shall be found again
+        del resolved["training"]["accumulate"]
     return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:8]

@@ -246,6 +246,32 @@ def test_elastic_workers_that_cannot_share_a_step_are_refused(recipe: str, worke
         load_config(recipe, [f"cluster.workers={workers}"])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("demo-psl", ["training.accumulate=0"], "training.accumulate=0: must be greater than or equal to 1"),
+        ("demo-psl", ["training.accumulate=3"],
+         "must be a multiple of 12 (2 workers x 3 pieces (training.accumulate) x 2 views a picture in method."),
+        ("psl-simclr-small", ["training.accumulate=2"],
+         "training.accumulate: must be 1 where the loss of simclr looks across the whole batch, got 2"),
+        ("psl-moco-small", ["training.accumulate=2"], "must be 1 where the loss of moco looks across the whole batch"),
+        ("demo-psl", ["training.accumulate=2", "training.sync_batchnorm=true"],
+         "training.accumulate: must be 1 where BatchNorm is synchronised across the whole batch, got 2"),
+        ("demo-mgta", ["training.accumulate=2"], "training.accumulate: must be 1 with mgta, whose triplets"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_cannot_be_cut_into_pieces_is_refused(recipe: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(recipe, overrides)
+
+
+def test_each_worker_takes_its_pieces_in_turn() -> None:
+    assert load_config("demo-psl", ["training.accumulate=4"]).task_setting().parts == 2 * 4
+    assert load_config("demo-psl", ["training.accumulate=4", "cluster.workers=0"]).task_setting().parts == 4
+    assert load_config("demo-psl", ["training.accumulate=2", "cluster.workers=[1,4]"]).task_setting().parts == 4 * 2
+    assert load_config("demo-psl").task_setting().parts is None
+
+
 def test_batchnorm_over_all_workers_needs_equal_shares_too() -> None:
     """Rotation alone is a mean over pictures, and may be cut into as many parts as there are workers at most."""
     load_config("demo-psl", ["cluster.workers=[2,4]"])

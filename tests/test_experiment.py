@@ -14,7 +14,7 @@ from rayssl.config import load_config
 from rayssl.errors import CheckpointError, ConfigError, DataError, RunStopped
 from rayssl.experiment import build_encoder, run_experiment
 from rayssl.report import Report
-from rayssl.runs import RunFolder, finished_run, newest_run, open_run
+from rayssl.runs import RunFolder, _fingerprint, finished_run, newest_run, open_run
 from rayssl.runtime import LocalRuntime
 from rayssl.training.checkpoints import Cursor, load_checkpoint
 from tests.conftest import SmallRun
@@ -72,6 +72,12 @@ class SlowRuntime(LocalRuntime):
         super().settle()
         if self._is_late:
             raise Interrupted
+
+
+def open_run_name(recipe: str) -> str:
+    """The id that a recipe's first run gets."""
+    config = load_config(recipe)
+    return f"{config.name}-{_fingerprint(config)}"
 
 
 def weights(report: Report) -> dict[str, torch.Tensor]:
@@ -138,6 +144,21 @@ def test_a_run_that_died_goes_on_and_ends_as_if_it_had_not(small_run: SmallRun, 
     assert equal(weights(report), weights(whole))
     assert without_times(report.history) == without_times(whole.history)
     assert report.metrics == whole.metrics
+
+
+def test_accumulated_gradients_train_as_whole_batches_do_but_for_batchnorm(small_run: SmallRun) -> None:
+    """Four steps, each of two halves: BatchNorm normalises a half by itself, so that losses are near but not equal."""
+    whole = run_experiment(small_run.config("evaluations=[]"))
+    halves = run_experiment(small_run.config("evaluations=[]", "training.accumulate=2"))
+    assert whole.folder != halves.folder
+    losses = [[row["loss"] for row in report.history] for report in (whole, halves)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    assert losses[1] != losses[0]
+
+
+def test_a_run_from_before_gradients_could_be_accumulated_keeps_its_folder() -> None:
+    """Its id is that of the README's demo, made by a version without the setting."""
+    assert open_run_name("demo-psl") == "demo-psl-d59154d0"
 
 
 def test_a_checkpoint_holds_its_moment_however_late_it_is_written(small_run: SmallRun) -> None:

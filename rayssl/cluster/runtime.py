@@ -256,6 +256,7 @@ class TrainRuntime(WorkerGroup):
         if save is None or self.rank != 0:
             ray.train.report(dict(metrics), checkpoint_upload_mode=mode)
             return
+        self.settle()  # Ray would queue as many checkpoints in memory as a slow disk leaves behind
         written: Future[None] = Future()
         self._written.append(written)
         ray.train.report(

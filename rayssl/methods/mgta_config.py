@@ -173,6 +173,11 @@ class MGTAConfig(Config):
         Raises:
             ValueError: If a batch can't be shared out so.
         """
+        if setting.accumulate > 1:
+            raise ValueError(
+                f"training.accumulate: must be 1 with mgta, whose triplets are looked for in the whole batch, got "
+                f"{setting.accumulate}. Lower training.batch_size and method.triplet.classes, or raise cluster.workers"
+            )
         workers = setting.workers
         shared = {"training.batch_size": setting.batch_size}
         if self.rounds.count:

@@ -97,18 +97,27 @@ class PSLConfig(Config):
         Raises:
             ValueError: If the batch can't be shared out so, or a task refuses the setting.
         """
+        if setting.accumulate > 1 and self.parts_of_a_step(setting) is None:
+            what = (
+                "BatchNorm is synchronised" if self.task.is_mean_over_images else f"the loss of {self.task.name} looks"
+            )
+            raise ValueError(
+                f"training.accumulate: must be 1 where {what} across the whole batch, got {setting.accumulate}. Lower "
+                "training.batch_size, or raise cluster.workers"
+            )
         for index, stage in enumerate(self.stages):
             copies = self.task.examples_per_image(stage.level)
             shares = self.parts_of_a_step(setting) or setting.workers
             if setting.batch_size % (shares * copies):
+                pieces = f" x {setting.accumulate} pieces (training.accumulate)" if setting.accumulate > 1 else ""
                 raise ValueError(
-                    f"training.batch_size: must be a multiple of {shares * copies} ({shares} workers x {copies} views "
-                    f"a picture in method.stages.{index}), got {setting.batch_size}"
+                    f"training.batch_size: must be a multiple of {shares * copies} ({shares // setting.accumulate} "
+                    f"workers{pieces} x {copies} views a picture in method.stages.{index}), got {setting.batch_size}"
                 )
             self.task.check(stage.level, setting)
 
     def parts_of_a_step(self, setting: TaskSetting) -> int | None:
-        """Pieces whose gradients are added up where workers may come and go; None: one a worker.
+        """Pieces whose gradients are added up; None: one a worker, as it is unless more are asked for.
 
         A loss, or BatchNorm, that looks across the whole batch can't be taken to pieces.
         """

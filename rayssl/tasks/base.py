@@ -28,8 +28,10 @@ class TaskSetting:
     eval_resize: int | None = None
     """Short side from which views without augmentation take the centre, in pixels; None: image_size."""
     parts: int | None = None
-    """Pieces that a step is cut into where the number of workers may change, so that each may take several in turn;
-    None: a piece for each worker."""
+    """Pieces that a step is cut into, so that each worker may take several in turn: where the number of workers may
+    change, or gradients are accumulated; None: a piece for each worker."""
+    accumulate: int = 1
+    """Of these, how many each worker takes if all are there."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ class TrainingConfig(Config):
     """bf16: convolutions and matrix products in bfloat16 (autocast), weights and losses in float32."""
     sync_batchnorm: bool = False
     """Whether BatchNorm normalises by the batch of all workers (SimCLR), or each worker by its own share."""
+    accumulate: int = Field(default=1, ge=1)
+    """Pieces that each worker cuts its share of a batch into, to need less memory: they are computed one after another,
+    and their gradients added up. BatchNorm normalises each by itself; losses that look across the batch (SimCLR, MoCo,
+    MGTA's) can't be cut."""
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints; a stage's last epoch always writes one."""
 
