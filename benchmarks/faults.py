@@ -460,7 +460,7 @@ def judge(place: Place, attempt: Attempt, whole: Attempt, *, may_differ: bool = 
         outcome["shrunk_after"] = attempt.shrunk_after
     if not recovered:
         return outcome
-    ours, expected = (_recorded(place, each.folder.name) for each in (attempt, whole))
+    ours, expected = (_recorded(place, each.folder) for each in (attempt, whole))
     outcome["metrics_lost"] = sum(len(values) > len(ours[key]) for key, values in expected.items())
     outcome["metrics_doubled"] = sum(len(values) > len(expected[key]) for key, values in ours.items())
     if not may_differ:
@@ -471,26 +471,24 @@ def judge(place: Place, attempt: Attempt, whole: Attempt, *, may_differ: bool = 
     return outcome
 
 
-def _recorded(place: Place, run_id: str) -> "defaultdict[tuple[str, str, int], list[float]]":
+def _recorded(place: Place, folder: Path) -> "defaultdict[tuple[str, str, int], list[float]]":
     """The values of each metric of each step in MLflow: of the run and, by their names, of its children."""
     client = MlflowClient(place.tracking_uri)
-    parent, children = _records(client, run_id)
+    parent, children = _records(client, folder)
     values: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
     for run in (parent, *children):
-        part = str(run.info.run_name).removeprefix(run_id)
+        part = str(run.info.run_name).removeprefix(folder.name)
         for name in run.data.metrics:
             for row in client.get_metric_history(run.info.run_id, name):
                 values[part, name, row.step].append(row.value)
     return values
 
 
-def _records(client: MlflowClient, run_id: str) -> tuple[Run, list[Run]]:
-    """A run's record in MLflow and those of its stages."""
-    experiment = client.get_experiment_by_name("rayssl")
-    assert experiment is not None
-    (parent,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run_id}'")
+def _records(client: MlflowClient, folder: Path) -> tuple[Run, list[Run]]:
+    """A run's record in MLflow and those of its stages; a database may have older ones of the same name."""
+    parent = client.get_run(json.loads((folder / "mlflow.json").read_text())["run_id"])
     of_it = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    return parent, list(client.search_runs([experiment.experiment_id], of_it))
+    return parent, list(client.search_runs([parent.info.experiment_id], of_it))
 
 
 def _left_over(place: Place, folder: Path) -> int:
@@ -512,7 +510,7 @@ def _left_over(place: Place, folder: Path) -> int:
         left = len(processes()) + reserved()
     finally:
         ray.shutdown()
-    parent, children = _records(MlflowClient(place.tracking_uri), folder.name)
+    parent, children = _records(MlflowClient(place.tracking_uri), folder)
     left += sum(record.info.status == "RUNNING" for record in (parent, *children))
     left += len([*folder.rglob("*.partial"), *folder.rglob("*.outdated")])
     for checkpoint in {path.parent for path in folder.rglob("checkpoint.json")}:
