@@ -378,7 +378,7 @@ def test_nobody_waits_for_one_that_has_failed(tmp_path: Path) -> None:
 def test_a_clocked_runtime_reports_as_its_own_and_tells_what_an_epoch_is_made_of(tmp_path: Path) -> None:
     ray_overhead = load("ray_overhead")
     reported: list[dict[str, float]] = []
-    runtime = SimpleNamespace(rank=3, report=lambda metrics, save: reported.append(metrics))
+    runtime = SimpleNamespace(rank=3, report=lambda metrics, save, in_background: reported.append(metrics))
     recorded: list[dict[str, float]] = []
     tracker = SimpleNamespace(log_metrics=lambda metrics, step: recorded.append(metrics), uri="there")
     tracker.child = lambda name: tracker

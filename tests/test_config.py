@@ -249,15 +249,15 @@ def test_elastic_workers_that_cannot_share_a_step_are_refused(recipe: str, worke
 @pytest.mark.parametrize(
     ("recipe", "overrides", "message"),
     [
-        ("demo-psl", ["training.accumulate=0"], "training.accumulate=0: must be greater than or equal to 1"),
+        ("demo-psl", ["training.accumulate=0"], "training.accumulate=0: must be at least 1, got 0"),
         ("demo-psl", ["training.accumulate=3"],
          "must be a multiple of 12 (2 workers x 3 pieces (training.accumulate) x 2 views a picture in method."),
         ("psl-simclr-small", ["training.accumulate=2"],
-         "training.accumulate: must be 1 where the loss of simclr looks across the whole batch, got 2"),
+         "training.accumulate=2: must be 1 where the loss of simclr looks across the whole batch, got 2"),
         ("psl-moco-small", ["training.accumulate=2"], "must be 1 where the loss of moco looks across the whole batch"),
         ("demo-psl", ["training.accumulate=2", "training.sync_batchnorm=true"],
-         "training.accumulate: must be 1 where BatchNorm is synchronised across the whole batch, got 2"),
-        ("demo-mgta", ["training.accumulate=2"], "training.accumulate: must be 1 with mgta, whose triplets"),
+         "training.accumulate=2: must be 1 where BatchNorm is synchronised across the whole batch, got 2"),
+        ("demo-mgta", ["training.accumulate=2"], "training.accumulate=2: must be 1 with mgta, whose triplets"),
     ],
 )  # fmt: skip
 def test_a_batch_that_cannot_be_cut_into_pieces_is_refused(recipe: str, overrides: list[str], message: str) -> None:
