@@ -512,7 +512,7 @@ def _left_over(place: Place, folder: Path) -> int:
         ray.shutdown()
     parent, children = _records(MlflowClient(place.tracking_uri), folder)
     left += sum(record.info.status == "RUNNING" for record in (parent, *children))
-    left += len([*folder.rglob("*.partial"), *folder.rglob("*.outdated")])
+    left += len([*folder.rglob("*.partial"), *folder.rglob("*.outdated"), *folder.glob("ray_claim")])
     for checkpoint in {path.parent for path in folder.rglob("checkpoint.json")}:
         try:
             load_checkpoint(checkpoint)

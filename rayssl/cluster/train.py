@@ -3,11 +3,12 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from rayssl.cluster.claims import claimed, counted_often
 from rayssl.cluster.environment import enter_directory, ray_cluster
 from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, RaysslError, RunStopped, full_disk
@@ -18,7 +19,6 @@ from rayssl.runtime import Runtime, Tracker
 from rayssl.storage import StoragePath
 
 _POLL_SECONDS = 0.3
-_COUNT_SECONDS = 2.0
 _LISTEN_SECONDS = 3.0
 """How long a worker that has waited in vain lets others say the same."""
 
@@ -120,7 +120,11 @@ def work_on_ray(
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
-        with _shown(board, show, asked_to_stop), _counted_often() if settings.is_elastic else nullcontext():
+        with (
+            _shown(board, show, asked_to_stop),
+            claimed(trainer, folder),
+            counted_often() if settings.is_elastic else nullcontext(),
+        ):
             try:
                 result = trainer.fit().return_value
             except ray.train.TrainingFailedError as error:
@@ -182,33 +186,6 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
         if mistake is not None:
             ray.get(board.note_mistake.remote(type(mistake).__name__, f"{folder}: {mistake}"))
         raise
-
-
-@contextmanager
-def _counted_often() -> Iterator[None]:
-    """While the body runs, let Ray look every other second what room the cluster has for an elastic run.
-
-    It looks every 20 s by itself, and a run that has lost a node would be started again on that node until then.
-    """
-    import ray
-
-    done = threading.Event()
-
-    def count() -> None:
-        while not done.wait(_COUNT_SECONDS):
-            # Ray's own actor, which there is once Train has started. If it is another one in a later version, the run
-            # waits for its 20 s.
-            with suppress(ValueError, TypeError, AttributeError, ray.exceptions.RayError):
-                coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-                ray.get(coordinator.get_reserved_resources.remote("rayssl", recompute=True), timeout=_COUNT_SECONDS)
-
-    thread = threading.Thread(target=count, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 class _shown:  # noqa: N801  a context manager, named as what it makes of the board

@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
 
+from rayssl.cluster.claims import claimed
 from rayssl.cluster.environment import ray_cluster
 from rayssl.cluster.runtime import ProgressBoard, describe_loss
 from rayssl.cluster.train import run_on_ray
@@ -105,6 +108,30 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small_run: Small
     assert killed
     assert any("going on from" in str(event) for event in events)
     assert_same(disturbed, undisturbed)
+
+
+def test_what_a_killed_command_had_claimed_is_given_back(ray_here: None, tmp_path: Path) -> None:
+    """An elastic run would wait three minutes for it."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    coordinator = get_or_create_autoscaling_coordinator()
+
+    def reserved(claim: str) -> bool:
+        return bool(ray.get(coordinator.get_reserved_resources.remote(claim)))
+
+    for claim in ("train-dead", "train-other"):
+        ray.get(coordinator.request_resources.remote(requester_id=claim, resources=[{"CPU": 1}], expire_after_s=600))
+    (tmp_path / "ray_claim").write_text("train-dead\n")
+    assert reserved("train-dead")
+    trainer = SimpleNamespace(train_run_context=SimpleNamespace(run_id="new"))
+    with claimed(trainer, tmp_path):
+        assert not reserved("train-dead")
+        assert reserved("train-other")
+        assert (tmp_path / "ray_claim").read_text() == "train-new\n"
+    assert not list(tmp_path.iterdir())
+    ray.get(coordinator.cancel_request.remote("train-other"))
 
 
 def test_a_mistake_that_only_workers_see_comes_back_as_itself(small_run: SmallRun, ray_here: None) -> None:
