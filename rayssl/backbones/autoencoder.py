@@ -1,12 +1,15 @@
 """MGTA's auto-encoder: a ResNet and its mirror, in which a transposed convolution undoes every convolution."""
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from rayssl.backbones.resnet import ResNet
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
 _TOTAL_STRIDES = {"imagenet": 32, "small": 8}
 
@@ -159,7 +162,7 @@ def _mirror_layer(layer: nn.Sequential) -> nn.Sequential:
 class _MirroredUnit(nn.Module):
     """A residual unit run backwards: from its output's channels and size to those of its input."""
 
-    def __init__(self, unit: BasicBlock | Bottleneck) -> None:
+    def __init__(self, unit: "BasicBlock | Bottleneck") -> None:
         super().__init__()
         # The shortcut's convolution is not among them: it lies one level deeper.
         convolutions = [child for child in unit.children() if isinstance(child, nn.Conv2d)]

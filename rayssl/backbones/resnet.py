@@ -1,19 +1,17 @@
 """ResNet-18, 34 and 50 in torchvision's layout and key names, with a stem for small images and a free width."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from rayssl.backbones.base import Backbone
 from rayssl.schema import Config
 
-_LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-}
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+_UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 class ResNetConfig(Config):
@@ -45,8 +43,11 @@ class ResNet(Backbone):
     """
 
     def __init__(self, depth: int, *, width: int = 64, stem: str = "imagenet") -> None:
+        # torchvision brings torch's compiler along, 1.5 s that only those who build a network have to wait for.
+        from torchvision.models.resnet import BasicBlock, Bottleneck
+
         super().__init__()
-        residual, layout = _LAYOUTS[depth]
+        residual, layout = Bottleneck if depth == 50 else BasicBlock, _UNITS[depth]
         small = stem == "small"
         self.conv1 = nn.Conv2d(3, width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -67,9 +68,11 @@ class ResNet(Backbone):
 
 
 def _layer(
-    residual: type[BasicBlock] | type[Bottleneck], inputs: int, planes: int, count: int, *, stride: int
+    residual: "type[BasicBlock] | type[Bottleneck]", inputs: int, planes: int, count: int, *, stride: int
 ) -> nn.Sequential:
     """`count` residual units; the first one changes size and channels, with a projection where it must."""
+    from torchvision.models.resnet import conv1x1
+
     outputs = planes * residual.expansion
     shortcut = None
     if stride != 1 or inputs != outputs:

@@ -32,13 +32,16 @@ _SETTINGS = {
 
 
 @contextmanager
-def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None]:
+def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[bool]:
     """Join the cluster that the config or RAY_ADDRESS names, or start one on this machine; leave it at the end.
 
     Args:
         config: The cluster, and what has to fit into it.
         nested: Whether trials of Ray Tune will start workers of Ray Train. A cluster on this machine then has the
             dashboard, without which stopped trials never give back their workers.
+
+    Yields:
+        Whether the cluster has a dashboard; of one that this process has joined before, that is taken for granted.
 
     Raises:
         ClusterError: If the cluster can't be reached or is too small for the workers.
@@ -54,13 +57,13 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
     sigterm = signal.getsignal(signal.SIGTERM)
     if ray.is_initialized():  # the caller's own
         _check_size(config, patience=0.0)
-        yield
+        yield True
         return
     try:
         if address is None:
             cpus = max(config.least_workers * config.cpus_per_worker, os.cpu_count() or 1)
             # "local": else Ray joins whatever head it finds on this machine.
-            ray.init(
+            context = ray.init(
                 address="local",
                 num_cpus=cpus,
                 include_dashboard=nested,
@@ -69,7 +72,7 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
             )
         else:
             knock(address)
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+            context = ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     except AuthenticationError:
         raise ClusterError(f"cluster.address: {no_token(str(address))}") from None
     except (OSError, RuntimeError, ValueError) as error:
@@ -78,7 +81,7 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[None
         signal.signal(signal.SIGTERM, sigterm)  # Ray puts one of its own in its place, which ends the process at once
     try:
         _check_size(config, patience=0.0 if address is None else _ROOM_SECONDS)
-        yield
+        yield bool(context.dashboard_url)
     finally:
         ray.shutdown()
 

@@ -86,39 +86,26 @@ def work_on_ray(
         # How long a group of the old size is waited for after a loss, before a smaller one is started.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     store = store_of(config.storage_path, folder)
-    with ray_cluster(config.cluster):
-        import ray
+    with ray_cluster(config.cluster) as has_dashboard:
         import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
 
-        from rayssl.cluster.runtime import TellLosses, put_up_board, raise_mistake
+        from rayssl.cluster.board import last_line, put_up_board, raise_mistake
+        from rayssl.cluster.trainer import build_trainer
 
         settings = config.cluster
         board = put_up_board(settings.timeout_s)
-        resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-        trainer = TorchTrainer(
-            _train_worker,
-            torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),  # NCCL on GPUs, gloo on CPUs
-            train_loop_config={
-                "work": work,
-                "config": config,
-                "folder": folder,
-                "directory": Path.cwd(),
-                "tracking_uri": tracking_uri,
-                "board": board,
-                "store": store,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
-            ),
-            run_config=ray.train.RunConfig(
-                name="ray",
-                storage_path=str(folder) if store is None else store.address_of(folder),
-                callbacks=[TellLosses(board)],
-                failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            ),
+        arguments = {
+            "work": work,
+            "config": config,
+            "folder": folder,
+            "directory": Path.cwd(),
+            "tracking_uri": tracking_uri,
+            "board": board,
+            "store": store,
+        }
+        storage_path = str(folder) if store is None else store.address_of(folder)
+        trainer = build_trainer(
+            _train_worker, arguments, settings, storage_path=storage_path, has_dashboard=has_dashboard
         )
         with (
             _shown(board, show, asked_to_stop),
@@ -129,11 +116,10 @@ def work_on_ray(
                 result = trainer.fit().return_value
             except ray.train.TrainingFailedError as error:
                 raise_mistake(board)
+                told = last_line(next(iter(getattr(error, "worker_failures", {}).values()), error))
                 raise ClusterError(
                     f"the run stopped after {settings.max_failures + 1} attempts (cluster.max_failures); the last "
-                    f"ended with: {_last_line(error)}. Its checkpoints are in "
-                    f"{folder if store is None else store.address_of(folder)}; "
-                    "the same command goes on from there."
+                    f"ended with: {told}. Its checkpoints are in {storage_path}; the same command goes on from there."
                 ) from error
         raise_mistake(board)
     if store is not None:
@@ -146,9 +132,10 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
 
     A user's mistake goes to the board, so that it is not tried again as if a worker had been lost.
     """
-    import ray.train
+    import ray
 
-    from rayssl.cluster.runtime import TrainRuntime, has_waited
+    from rayssl.cluster.board import has_waited
+    from rayssl.cluster.runtime import TrainRuntime
     from rayssl.tracking import MLflowTracker
 
     config: OnCluster = arguments["config"]
@@ -211,15 +198,9 @@ class _shown:  # noqa: N801  a context manager, named as what it makes of the bo
             self._take()
 
     def _take(self) -> None:
-        import ray
+        from rayssl.cluster.board import take
 
         if self._asked_to_stop is not None and self._asked_to_stop.is_set():
             self._board.stop.remote()
-        for event in ray.get(self._board.take.remote()):
+        for event in take(self._board):
             self._show(event)
-
-
-def _last_line(error: Exception) -> str:
-    from rayssl.cluster.runtime import last_line
-
-    return last_line(next(iter(getattr(error, "worker_failures", {}).values()), error))

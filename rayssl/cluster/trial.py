@@ -13,13 +13,13 @@ from typing import Any
 import ray
 import ray.train
 from ray import tune
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from rayssl.cluster.board import put_up_board, raise_mistake, take
 from rayssl.cluster.environment import enter_directory
 from rayssl.cluster.proposals import TRIAL
-from rayssl.cluster.runtime import TellLosses, put_up_board, raise_mistake
 from rayssl.cluster.search_board import StopQuestion, find_board
+from rayssl.cluster.trainer import build_trainer
 from rayssl.cluster.trial_runtime import FinishedRuntime, GroupTrialRuntime, TrialRuntime, write_log
 from rayssl.config import ExperimentConfig
 from rayssl.errors import CheckpointError, RaysslError, RunStopped
@@ -129,28 +129,13 @@ def _train_in_group(trial: _Trial, search_board: Any) -> None:
 
     store, settings = trial.store, trial.config.cluster
     board = put_up_board(settings.timeout_s)
-    resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-    trainer = TorchTrainer(
-        _work_in_group,
-        torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),
-        train_loop_config={
-            "trial": trial,
-            "directory": Path.cwd(),
-            "start": store.find() if store is not None else None,
-            "board": board,
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(trial.folder),
-            callbacks=[TellTune(), TellLosses(board)],
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    )
+    arguments = {
+        "trial": trial,
+        "directory": Path.cwd(),
+        "start": store.find() if store is not None else None,
+        "board": board,
+    }
+    trainer = build_trainer(_work_in_group, arguments, settings, storage_path=str(trial.folder), callbacks=[TellTune()])
     with _passed_on(trial, board, search_board):
         try:
             is_stopped = trainer.fit().return_value
@@ -169,16 +154,16 @@ def _passed_on(trial: _Trial, board: Any, search_board: Any) -> Iterator[None]:
     """Bring word from the workers' board to the search's, and the other way that they shall stop."""
     done, stopping = threading.Event(), StopQuestion(search_board)
 
-    def take() -> None:
+    def pass_on() -> None:
         if stopping():
             board.stop.remote()
-        for sentence in ray.get(board.take.remote()):
+        for sentence in take(board):
             write_log(trial.folder, sentence)
             search_board.post.remote(trial.folder.name, sentence)
 
     def poll() -> None:
         while not done.wait(_POLL_SECONDS):
-            take()
+            pass_on()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -187,7 +172,7 @@ def _passed_on(trial: _Trial, board: Any, search_board: Any) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        take()
+        pass_on()
 
 
 def _work_in_group(arguments: dict[str, Any]) -> bool:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
 
 from rayssl.data.voc_objects import Objects
 from rayssl.evaluation.box_average_precision import Detections, pairwise_overlap
@@ -78,6 +77,8 @@ def _quality(found: Detections, true: Objects) -> float:
 
 
 def _draw(picture: Tensor, cut: np.ndarray, found: Detections, true: Objects, classes: Sequence[str]) -> Tensor:
+    from torchvision.utils import draw_bounding_boxes
+
     height, width = picture.shape[1:]
     scale = _SIDE / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))

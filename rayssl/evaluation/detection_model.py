@@ -3,15 +3,15 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from rayssl.backbones import Backbone
+
+if TYPE_CHECKING:
+    from torchvision.models.detection import FasterRCNN
 
 BODY_BLOCKS = 4
 _ASPECTS = (0.5, 1.0, 2.0)
@@ -40,7 +40,7 @@ class DetectorSettings:
     """Proposals of a picture that the head learns from, at most a quarter of them objects."""
 
 
-def build_detector(encoder: Backbone, settings: DetectorSettings) -> FasterRCNN:
+def build_detector(encoder: Backbone, settings: DetectorSettings) -> "FasterRCNN":
     """Put B1..B4 of a copy of the encoder under a region proposal network, and B5 into the head.
 
     Regions are pooled to 14 x 14 cells (RoIAlign with as many samples a cell as it covers), pass B5, whose stride
@@ -57,6 +57,11 @@ def build_detector(encoder: Backbone, settings: DetectorSettings) -> FasterRCNN:
 
     Source: Ren et al. 2015; the layout and numbers of detectron2's R50-C4, which both papers' code follow.
     """
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+    from torchvision.models.detection.rpn import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+
     blocks = copy.deepcopy(encoder).requires_grad_(True).blocks
     head = _Head(freeze_batchnorm(blocks[BODY_BLOCKS]))
     body = _Body([freeze_batchnorm(block) for block in blocks[:BODY_BLOCKS]], settings.frozen_blocks)
@@ -81,13 +86,15 @@ def build_detector(encoder: Backbone, settings: DetectorSettings) -> FasterRCNN:
     ).train()
 
 
-def set_short_sides(detector: FasterRCNN, sides: Sequence[int]) -> None:
+def set_short_sides(detector: "FasterRCNN", sides: Sequence[int]) -> None:
     """Choose the short side, in pixels, that pictures are resized to; in eval mode the last one is taken."""
     detector.transform.min_size = tuple(sides)
 
 
 def freeze_batchnorm(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm below a module by one whose numbers are all constants; the module itself is given."""
+    from torchvision.ops import FrozenBatchNorm2d
+
     for name, child in module.named_children():
         if not isinstance(child, nn.BatchNorm2d):
             freeze_batchnorm(child)

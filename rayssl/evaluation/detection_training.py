@@ -5,16 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
 
 from rayssl.evaluation.base import derive_seed
 from rayssl.evaluation.box_average_precision import Detections
 from rayssl.evaluation.detection_pictures import DetectionPictures, Example, told_pictures, training_batches
 from rayssl.runtime import Runtime
+
+if TYPE_CHECKING:
+    from torchvision.models.detection import FasterRCNN
 
 EXPLODED = 1e4
 """A loss above this is taken as divergence: one that learns starts at a few nats."""
@@ -47,7 +50,7 @@ class Schedule:
 
 
 def train_detector(
-    detector: FasterRCNN,
+    detector: "FasterRCNN",
     pictures: DetectionPictures,
     schedule: Schedule,
     runtime: Runtime,
@@ -99,7 +102,7 @@ def train_detector(
 
 
 def find_objects(
-    detector: FasterRCNN, pictures: DetectionPictures, runtime: Runtime, *, num_threads: int
+    detector: "FasterRCNN", pictures: DetectionPictures, runtime: Runtime, *, num_threads: int
 ) -> dict[int, Detections]:
     """What the detector finds in the test pictures, one at a time, so that no picture's padding changes another's.
 

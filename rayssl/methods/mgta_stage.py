@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, distributed, nn
-from torchvision.utils import make_grid
 
 from rayssl.backbones import NUM_BLOCKS
 from rayssl.backbones.autoencoder import AutoEncoder
@@ -143,6 +142,8 @@ def draw_reconstructions(network: AutoEncoder, views: Tensor, path: Path) -> Pat
         views: Normalised pictures, (N, 3, S, S), on its device.
         path: A PNG file; its folder is made.
     """
+    from torchvision.utils import make_grid
+
     was_training = network.training
     network.eval()
     with torch.no_grad():

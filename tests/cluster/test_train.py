@@ -1,6 +1,7 @@
 """Runs on a real Ray: the numbers of a plain process, killed workers and drivers, mistakes that come back."""
 
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -17,10 +18,11 @@ import ray
 import torch
 from PIL import Image
 
+from rayssl.cluster.board import ProgressBoard, describe_loss
 from rayssl.cluster.claims import claimed
 from rayssl.cluster.environment import ray_cluster
-from rayssl.cluster.runtime import ProgressBoard, describe_loss
 from rayssl.cluster.train import run_on_ray
+from rayssl.cluster.trainer import build_trainer
 from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, DataError
 from rayssl.experiment import run_experiment
@@ -40,7 +42,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     """One Ray on this machine for all tests of this file."""
-    with ray_cluster(ClusterConfig(workers=2)):
+    with ray_cluster(ClusterConfig(workers=2), nested=True):
         yield
 
 
@@ -139,6 +141,18 @@ def test_a_mistake_that_only_workers_see_comes_back_as_itself(small_run: SmallRu
         on_ray(small_run.config("cluster.workers=1", "data.name=folder", "data.root=/nowhere"))
 
 
+@pytest.mark.parametrize("has_dashboard", [True, False])
+def test_the_cleaner_that_asks_the_dashboard_works_only_where_there_is_one(
+    has_dashboard: bool, ray_here: None, tmp_path: Path
+) -> None:
+    trainer = build_trainer(
+        print, {"board": None}, ClusterConfig(), storage_path=str(tmp_path), has_dashboard=has_dashboard
+    )
+    callbacks = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+    assert ("PlacementGroupCleanerCallback" in callbacks) == has_dashboard
+    assert {"BackendSetupCallback", "UserCallbackHandler"} <= set(callbacks)
+
+
 def test_relative_paths_mean_on_workers_what_they_mean_here(
     small_run: SmallRun, ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +228,7 @@ def test_a_worker_that_others_were_ahead_of_is_to_blame_if_all_stood_still(timeo
         board.join(rank, 4, host)
         board.stops_at(rank, (3, 4 if rank == 2 else 8))
     board.note_loss({0: "ActorDiedError: the actor died unexpectedly"})
-    assert str(board.take()[0]).startswith(f"warning: {message}")
+    assert taken(board)[0].startswith(f"warning: {message}")
 
 
 def test_all_workers_stop_at_the_first_place_that_none_has_passed() -> None:
@@ -227,14 +241,18 @@ def test_all_workers_stop_at_the_first_place_that_none_has_passed() -> None:
     assert board.stops_at(1, (1, 4))
 
 
+def taken(board: ProgressBoard) -> list[str]:
+    return [pickle.loads(event) for event in board.take()]
+
+
 def test_a_group_that_finds_no_room_after_a_loss_is_told_once() -> None:
     board = ProgressBoard(patience=0.0)
     for rank, host in HOSTS.items():
         board.join(rank, 2, host)
     board.note_loss({1: "WorkerHealthCheckFailedError: actor died"})
-    first, second = board.take()
+    first, second = taken(board)
     assert first == "warning: worker 1 (on 10.0.0.2) was lost; starting again from the last checkpoint"
-    assert "there is no room for 2 workers yet" in str(second)
+    assert "there is no room for 2 workers yet" in second
     assert board.take() == []
     board.note_loss({1: "WorkerHealthCheckFailedError: actor died"})
     board.join(0, 2, HOSTS[0])

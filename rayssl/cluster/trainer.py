@@ -1,0 +1,79 @@
+"""The TorchTrainer of a run, or of a trial of several workers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from rayssl.cluster.board import last_line
+from rayssl.config import ClusterConfig
+
+
+def build_trainer(
+    work: Callable[[dict[str, Any]], Any],
+    arguments: dict[str, Any],
+    settings: ClusterConfig,
+    *,
+    storage_path: str,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    has_dashboard: bool = True,
+) -> TorchTrainer:
+    """A trainer that starts lost workers again from the last checkpoint.
+
+    Args:
+        work: What every worker runs.
+        arguments: What it is given; its "board" is told why workers end.
+        settings: Workers and what each of them has.
+        storage_path: Where Ray's own state lies, in a folder "ray".
+        callbacks: More that is called in Train's controller.
+        has_dashboard: Whether the cluster has one.
+    """
+    resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    return _Trainer(
+        work,
+        has_dashboard=has_dashboard,
+        torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),  # NCCL on GPUs, gloo on CPUs
+        train_loop_config=arguments,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=storage_path,
+            callbacks=[*callbacks, TellLosses(arguments["board"])],
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+class TellLosses(ray.train.UserCallback):
+    """Tells the board why a group of workers ends; runs in Train's controller."""
+
+    def __init__(self, board: "ray.actor.ActorHandle") -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called when workers have failed, before they are started again."""
+        lines = {rank: f"{type(error).__name__}: {last_line(error)}" for rank, error in worker_exceptions.items()}
+        self._board.note_loss.remote(lines)
+
+
+class _Trainer(TorchTrainer):
+    """Does without Ray's cleaner of placement groups where there is no dashboard.
+
+    The cleaner asks the dashboard whether the run still lives. Without one it can't do its work, and every run waited
+    12 s at its end for it to give up asking.
+    """
+
+    def __init__(self, *arguments: Any, has_dashboard: bool, **settings: Any) -> None:
+        self._has_dashboard = has_dashboard
+        super().__init__(*arguments, **settings)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if self._has_dashboard:
+            return callbacks
+        return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
