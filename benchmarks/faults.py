@@ -54,7 +54,7 @@ _QUIET = {
     "RAY_health_check_failure_threshold": "5",
 }
 _COMMON = ["backbone.width=16", "data.image_size=16", "evaluations=[]", "cluster.workers=2", "cluster.max_failures=5"]
-_COMMON += ["data.limit=1000", "online.every=2", "online.knn=false", "training.checkpoint_every=1"]
+_COMMON += ["data.limit=500", "online.every=2", "online.knn=false", "training.checkpoint_every=1"]
 RECIPES = {
     "psl": ["demo-psl", *(f"method.stages.{i}.epochs=3" for i in range(3))],
     "mgta": ["demo-mgta", "method.baseline.epochs=4", "method.rounds.count=2", "method.rounds.epochs=2"]

@@ -72,7 +72,8 @@ def _train(
     from rayssl.cluster.train import run_on_ray
 
     open_data(config, run.path)  # mistakes in pictures and weights show here, before any worker is paid for
-    initial_encoder(config)
+    if config.initial_weights is not None:
+        initial_encoder(config)
     show(f"starting {config.cluster.describe_workers()} on Ray ...")
     report = run_on_ray(config, run.path, tracking_uri=tracker.uri, show=show, asked_to_stop=asked)
     if run.store is not None:  # else a worker has deleted them
