@@ -257,6 +257,8 @@ def test_an_mlflow_server_gets_a_run_and_a_file_and_keeps_neither(
         experiments = client.search_experiments(view_type=ViewType.ALL)
         assert sorted(each.name for each in experiments) == ["Default", "rayssl-doctor"]
         assert client.search_runs([each.experiment_id for each in experiments]) == []
+        deleted = client.search_runs([each.experiment_id for each in experiments], run_view_type=ViewType.DELETED_ONLY)
+        assert [run.info.status for run in deleted] == ["FINISHED", "FINISHED"]
         assert [path for path in (tmp_path / "server" / "store").rglob("*") if path.is_file()] == []
         client.delete_experiment(client.get_experiment_by_name("rayssl-doctor").experiment_id)
         assert services.mlflow(tmp_path).ok  # though somebody has tidied up

@@ -44,6 +44,7 @@ def check_server(uri: str) -> str:
             client.log_metric(run.run_id, "doctor", 1.0)
             _check_artifacts(client, run.run_id, run.artifact_uri, uri)
         finally:
+            client.set_terminated(run.run_id)
             client.delete_run(run.run_id)
         return str(run.artifact_uri)
     except failures() as error:
