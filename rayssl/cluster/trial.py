@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from rayssl.cluster.board import put_up_board, raise_mistake, take
+from rayssl.cluster.claims import claimed
 from rayssl.cluster.environment import enter_directory
 from rayssl.cluster.proposals import TRIAL
 from rayssl.cluster.search_board import StopQuestion, find_board
@@ -136,7 +137,7 @@ def _train_in_group(trial: _Trial, search_board: Any) -> None:
         "board": board,
     }
     trainer = build_trainer(_work_in_group, arguments, settings, storage_path=str(trial.folder), callbacks=[TellTune()])
-    with _passed_on(trial, board, search_board):
+    with claimed(trainer, trial.folder), _passed_on(trial, board, search_board):
         try:
             is_stopped = trainer.fit().return_value
         except ray.train.TrainingFailedError:

@@ -1,6 +1,6 @@
 """Everything that a run depends on is killed, with real processes on a cluster of two nodes: benchmarks/faults.py."""
 
-import importlib.util
+import importlib
 import random
 import sys
 from collections.abc import Iterator
@@ -12,18 +12,8 @@ import pytest
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
-def load_program() -> Any:
-    """benchmarks/faults.py as a module."""
-    path = Path(__file__).parent.parent.parent / "benchmarks" / "faults.py"
-    spec = importlib.util.spec_from_file_location("faults", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["faults"] = module  # its dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-faults = load_program()
+sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
+faults: Any = importlib.import_module("faults")
 
 
 @pytest.fixture(scope="module")
@@ -55,4 +45,4 @@ def test_a_fault_changes_nothing(place: Any, undisturbed: tuple[str, Any], fault
     outcome = faults.judge(place, attempt, whole, may_differ=other_size)
     assert outcome["recovered"], attempt.output[-20:]
     assert outcome["equal"] or other_size
-    assert not any(outcome[name] for name in faults._COUNTED), outcome
+    assert not any(outcome[name] for name in faults.COUNTED), outcome
