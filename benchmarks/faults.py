@@ -6,13 +6,15 @@
 Two Ray nodes on this machine, an MLflow server over HTTP (its records in SQLite, or in the PostgreSQL that
 MLFLOW_BACKEND_STORE_URI names), and the `rayssl pretrain` command in small, each fault at a random moment of the
 training. Afterwards the weights are compared with those of an undisturbed run, bit for bit, and so is every number in
-MLflow; nothing may be left running, reserved or half written. With --moments 20 each fault is tried twenty times, which
-takes some hours: --results keeps a line for each try, and the same command goes on with those that are missing there.
+MLflow; nothing may be left running, reserved or half written. With --moments 20 each fault strikes twenty times, a run
+up to five times if it can meet the fault again. That takes some hours: --results keeps a line for each run, and the
+same command goes on with the moments that are missing there.
 
 The exit code is 0 only if every try recovered, with nothing lost, doubled, changed or left over.
 """
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -24,73 +26,84 @@ from pathlib import Path
 from typing import Any
 
 from fault_parts.judgement import COUNTED, judge
-from fault_parts.kinds import FAULTS, OTHER_SIZE, RECIPES, Attempt, let_be, run
+from fault_parts.kinds import FAULTS, ONCE, OTHER_SIZE, RECIPES, Attempt, let_be, run
 from fault_parts.place import Place, open_place
 from rich.console import Console
 from rich.table import Table
 
+MOST_STRIKES = 5
+"""Moments of one run, which has 9 epochs or more."""
+
 
 def main() -> None:
-    """Undisturbed runs first, then each fault at one moment after the other."""
+    """Undisturbed runs first, then each fault at its first moments, then at the next ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=1, help="times that each fault is tried with each method")
+    parser.add_argument("--moments", type=int, default=1, metavar="N", help="times that each fault strikes each method")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     parser.add_argument("--folder", type=Path, help="keep runs and logs there; else they are deleted")
     parser.add_argument(
-        "--results", type=Path, metavar="FILE", help="a line for each try; those in it are not repeated"
+        "--results", type=Path, metavar="FILE", help="a line for each run; its moments are not repeated"
     )
     chosen = parser.parse_args()
-    tries = [
-        (number, method, fault)
-        for number in range(chosen.moments)
+    known = read_results(chosen.results, seed=chosen.seed)
+    tries = sorted(
+        (numbers, method, fault)
         for method in chosen.methods
         for fault in chosen.faults
-    ]
-    known = read_results(chosen.results, seed=chosen.seed)
+        for numbers in missing_moments(known, fault, method, chosen.moments)
+    )
     with _folder(chosen.folder) as folder, suppress(KeyboardInterrupt):  # which leaves what there is to be told
         place = open_place(folder)
         try:
             wholes = {method: _undisturbed(place, method) for method in chosen.methods}
-            for number, method, fault in tries:
-                if (fault, method, number) not in known:
-                    outcome = _try(place, fault, method, wholes[method], number=number, seed=chosen.seed)
-                    known[fault, method, number] = outcome
-                    if chosen.results is not None and "skipped" not in outcome:
-                        with chosen.results.open("a") as file:
-                            file.write(json.dumps(outcome) + "\n")
+            for numbers, method, fault in tries:
+                outcome = _try(place, fault, method, wholes[method], numbers=numbers, seed=chosen.seed)
+                known.append(outcome)
+                if chosen.results is not None and "skipped" not in outcome:
+                    with chosen.results.open("a") as file:
+                        file.write(json.dumps(outcome) + "\n")
         finally:
             place.close()
-    outcomes = [known[fault, method, number] for number, method, fault in tries if (fault, method, number) in known]
-    rows = [summary(fault, method, outcomes) for method in chosen.methods for fault in chosen.faults]
+    rows = [summary(fault, method, known) for method in chosen.methods for fault in chosen.faults]
     _print_table(rows)
     for row in rows:
         print(json.dumps(row))
     sys.exit(not all(_is_clean(row) for row in rows))
 
 
-def read_results(file: Path | None, *, seed: int) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """The tries of earlier calls, by fault, method and number of the moment."""
+def read_results(file: Path | None, *, seed: int) -> list[dict[str, Any]]:
+    """The runs of earlier calls."""
     if file is None or not file.exists():
-        return {}
+        return []
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return {(line["fault"], line["method"], line["moment"]): line for line in lines if line["seed"] == seed}
+    return [line for line in lines if line["seed"] == seed]
+
+
+def missing_moments(known: list[dict[str, Any]], fault: str, method: str, num_moments: int) -> list[list[int]]:
+    """Numbers of the moments that no run has had yet, those of a run together."""
+    tried = {
+        number for line in known if (line["fault"], line["method"]) == (fault, method) for number in line["moments"]
+    }
+    missing = iter([number for number in range(num_moments) if number not in tried])
+    most = 1 if fault in ONCE else MOST_STRIKES
+    return [[first, *itertools.islice(missing, most - 1)] for first in missing]
 
 
 def summary(fault: str, method: str, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row of the result: what became of all tries of a fault with a method."""
+    """A row of the result: what became of all runs of a method that met a fault."""
     row: dict[str, Any] = {"fault": fault, "method": method}
     mine = [outcome for outcome in outcomes if (outcome["fault"], outcome["method"]) == (fault, method)]
     for outcome in mine:
         if "skipped" in outcome:
             return row | {"skipped": outcome["skipped"]}
-    equal = [outcome["equal"] for outcome in mine if outcome["equal"] is not None]
+    equal = [outcome["times"] * outcome["equal"] for outcome in mine if outcome["equal"] is not None]
     shrunk = [outcome["shrunk_after"] for outcome in mine if "shrunk_after" in outcome]
     return {
         **row,
-        "times": len(mine),
-        "recovered": sum(outcome["recovered"] for outcome in mine),
+        "times": sum(outcome["times"] for outcome in mine),
+        "recovered": sum(outcome["times"] for outcome in mine if outcome["recovered"]),
         "equal": sum(equal) if equal else None,
         **{key: sum(outcome[key] for outcome in mine) for key in COUNTED},
         "seconds_lost": round(statistics.median(outcome["seconds_lost"] for outcome in mine), 1) if mine else None,
@@ -111,12 +124,13 @@ def _undisturbed(place: Place, method: str) -> Attempt:
     return whole
 
 
-def _try(place: Place, fault: str, method: str, whole: Attempt, *, number: int, seed: int) -> dict[str, Any]:
-    """One fault at one moment."""
-    outcome: dict[str, Any] = {"fault": fault, "method": method, "seed": seed, "moment": number}
-    draws = random.Random(f"{seed} {fault} {method} {number}")
+def _try(place: Place, fault: str, method: str, whole: Attempt, *, numbers: list[int], seed: int) -> dict[str, Any]:
+    """One run that meets a fault at the moments of these numbers."""
+    outcome: dict[str, Any] = {"fault": fault, "method": method, "seed": seed, "moments": numbers}
+    draws = random.Random(f"{seed} {fault} {method} {numbers}")
+    name = f"{fault.replace(' ', '-')}-{numbers[0]}"
     try:
-        attempt = run(place, method, f"{fault.replace(' ', '-')}-{number}", FAULTS[fault], draws)
+        attempt = run(place, method, name, FAULTS[fault], draws, num_moments=len(numbers))
     except PermissionError as error:
         return outcome | {"skipped": str(error)}
     finally:

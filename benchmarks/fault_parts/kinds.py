@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from fault_parts.place import Command, Place, ray_processes, run_folder, wait_until
 
-_COMMON = ["backbone.width=16", "data.image_size=16", "evaluations=[]", "cluster.workers=2", "cluster.max_failures=5"]
+_COMMON = ["backbone.width=16", "data.image_size=16", "evaluations=[]", "cluster.workers=2", "cluster.max_failures=20"]
 _COMMON += ["data.limit=500", "online.every=2", "online.knn=false", "training.checkpoint_every=1"]
 RECIPES = {
     "psl": ["demo-psl", *(f"method.stages.{i}.epochs=3" for i in range(3))],
@@ -36,19 +37,19 @@ class Attempt:
     """Exit code of the last command."""
     seconds: float
     """From the first command to the end of the last one."""
+    strikes: int
+    """Moments at which the fault came; those that were drawn too late for a run are missing."""
     output: list[str] = field(default_factory=list)
     shrunk_after: float | None = None
     """Seconds from the loss of a node to the end of the first epoch that was trained without it."""
 
 
-def run(
-    place: Place, method: str, name: str, fault: "Callable[[Place, list[str], Moment], Attempt]", draws: random.Random
-) -> Attempt:
-    """Give the command of a method, and do to it what the fault does, at a moment of the training that is drawn."""
+def run(place: Place, method: str, name: str, fault: "Fault", draws: random.Random, *, num_moments: int = 1) -> Attempt:
+    """Give the command of a method, and do to it what the fault does, at moments of the training that are drawn."""
     arguments = [*RECIPES[method], *_COMMON, f"name={method}-{name}", f"storage_path={place.folder / 'runs'}"]
     # Not in the first epoch, before which there is nothing to go on from, nor after the last.
-    moment = Moment(after_epoch=draws.randint(1, _EPOCHS[method] - 1), delay=draws.random(), draws=draws)
-    return fault(place, arguments, moment)
+    epochs = sorted(draws.sample(range(1, _EPOCHS[method]), num_moments))
+    return fault(place, arguments, [Moment(epoch, delay=draws.random(), draws=draws) for epoch in epochs])
 
 
 @dataclass(frozen=True)
@@ -56,49 +57,60 @@ class Moment:
     """When a fault strikes."""
 
     after_epoch: int
-    """Lines of epochs that were shown before."""
+    """Number of the run's epoch whose line is shown before."""
     delay: float
     """Seconds after that line."""
     draws: random.Random
 
     def wait(self, command: Command) -> bool:
         """Read until the moment has come; False if the command ended before."""
-        shown = 0
         for line in command:
-            shown += line.startswith("stage ")
-            if shown == self.after_epoch:
+            shown = re.match(r"stage .* epoch (\d+)/", line)
+            if shown is not None and int(shown[1]) >= self.after_epoch:
                 time.sleep(self.delay)
-                return True
+                return command.process.poll() is None
         return False
 
 
-def let_be(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+Fault = Callable[[Place, list[str], list[Moment]], Attempt]
+
+
+def let_be(place: Place, arguments: list[str], moments: list[Moment]) -> Attempt:
     """Disturb nothing."""
-    return _finished(Command(place, arguments), time.monotonic())
+    return _finished(Command(place, arguments), time.monotonic(), strikes=0)
 
 
-def _kill_worker(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+def _kill_worker(place: Place, arguments: list[str], moments: list[Moment]) -> Attempt:
     start, command = time.monotonic(), Command(place, arguments)
-    if moment.wait(command):
-        os.kill(moment.draws.choice(ray_processes("RayTrainWorker")), signal.SIGKILL)
-    return _finished(command, start)
+    strikes = 0
+    for moment in moments:
+        if moment.wait(command):
+            # Killed before, they may be about to start again.
+            wait_until(lambda: bool(ray_processes("RayTrainWorker")), 60, "no worker is there to be killed")
+            os.kill(moment.draws.choice(ray_processes("RayTrainWorker")), signal.SIGKILL)
+            strikes += 1
+    return _finished(command, start, strikes=strikes)
 
 
-def _kill_node(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+def _kill_node(place: Place, arguments: list[str], moments: list[Moment]) -> Attempt:
     start, command = time.monotonic(), Command(place, arguments)
-    if moment.wait(command):
-        place.lose_node()
-        time.sleep(_REPLACED_AFTER)
-        place.mend()
-    return _finished(command, start)
+    strikes = 0
+    for moment in moments:
+        if moment.wait(command):
+            place.lose_node()
+            time.sleep(_REPLACED_AFTER)
+            place.mend()
+            strikes += 1
+    return _finished(command, start, strikes=strikes)
 
 
-def _lose_node(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+def _lose_node(place: Place, arguments: list[str], moments: list[Moment]) -> Attempt:
     """No other comes: the run goes on with one worker."""
     start, command = time.monotonic(), Command(place, [*arguments, "cluster.workers=[1,2]"])
-    shrunk_after = None
+    (moment,), shrunk_after, strikes = moments, None, 0
     if moment.wait(command):
         place.lose_node()
+        strikes = 1
         lost = time.monotonic()
         told = False
         for line in command:
@@ -106,39 +118,40 @@ def _lose_node(place: Place, arguments: list[str], moment: Moment) -> Attempt:
             if told and line.startswith("stage "):
                 shrunk_after = round(time.monotonic() - lost, 1)
                 break
-    return replace(_finished(command, start), shrunk_after=shrunk_after)
+    return replace(_finished(command, start, strikes=strikes), shrunk_after=shrunk_after)
 
 
-def _kill_driver(place: Place, arguments: list[str], moment: Moment) -> Attempt:
-    return _end_and_repeat(place, arguments, moment, signal.SIGKILL)
+def _kill_driver(place: Place, arguments: list[str], moments: list[Moment]) -> Attempt:
+    return _end_and_repeat(place, arguments, moments, signal.SIGKILL)
 
 
-def _terminate(place: Place, arguments: list[str], moment: Moment) -> Attempt:
-    return _end_and_repeat(place, arguments, moment, signal.SIGTERM)
+def _terminate(place: Place, arguments: list[str], moments: list[Moment]) -> Attempt:
+    return _end_and_repeat(place, arguments, moments, signal.SIGTERM)
 
 
-def _truncate(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+def _truncate(place: Place, arguments: list[str], moments: list[Moment]) -> Attempt:
     def cut() -> None:
         newest = sorted(run_folder(arguments).glob("ray/checkpoint_*/tensors.pt"))[-1]
         with newest.open("r+b") as file:
             file.truncate(newest.stat().st_size // 2)
 
     # Late enough for two checkpoints to be there: with a single one, damaged, there is nothing to go on from.
-    later = replace(moment, after_epoch=max(3, moment.after_epoch))
+    later = [replace(moment, after_epoch=max(3, moment.after_epoch)) for moment in moments]
     return _end_and_repeat(place, arguments, later, signal.SIGKILL, before_repeating=cut)
 
 
-def _stop_server(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+def _stop_server(place: Place, arguments: list[str], moments: list[Moment]) -> Attempt:
     start, command = time.monotonic(), Command(place, arguments)
+    (moment,), strikes = moments, 0
     if moment.wait(command):
         place.stop_server()
-        back = time.monotonic() + _DOWN_SECONDS
-        time.sleep(max(0.0, back - time.monotonic()))
+        time.sleep(_DOWN_SECONDS)
         place.start_server()
-    return _finished(command, start)
+        strikes = 1
+    return _finished(command, start, strikes=strikes)
 
 
-def _fill_disk(place: Place, arguments: list[str], moment: Moment) -> Attempt:
+def _fill_disk(place: Place, arguments: list[str], moments: list[Moment]) -> Attempt:
     """The runs lie on a small disk of their own, which is full when the next checkpoint is written."""
     disk = place.folder / "small-disk"
     disk.mkdir(exist_ok=True)
@@ -151,21 +164,24 @@ def _fill_disk(place: Place, arguments: list[str], moment: Moment) -> Attempt:
         *others, storage = arguments
         on_disk = [*others, f"storage_path={disk}"]
         start, command = time.monotonic(), Command(place, on_disk)
-        if moment.wait(command):
+        lines: list[str] = []
+        strikes = 0
+        for moment in moments:
+            if not moment.wait(command):
+                break
             with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
                 while True:
                     filler.write(bytes(2**16))
-        code = command.finish()
-        if code == 2 and "Make room" in "\n".join(command.lines):
+            strikes += 1
+            if command.finish() != 2 or "Make room" not in "\n".join(command.lines):
+                break
             (disk / "filler").unlink()
-            again = Command(place, on_disk)
-            code = again.finish()
-            command.lines += again.lines
-        seconds = time.monotonic() - start
-        source = run_folder(on_disk)
-        target = Path(storage.removeprefix("storage_path=")) / source.name
-        shutil.copytree(source, target)
-        return Attempt(target, code, seconds, command.lines)
+            lines += command.lines
+            command = Command(place, on_disk)
+        attempt = _finished(command, start, strikes=strikes)
+        target = Path(storage.removeprefix("storage_path=")) / attempt.folder.name
+        shutil.copytree(attempt.folder, target)
+        return replace(attempt, folder=target, output=[*lines, *attempt.output])
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
@@ -173,28 +189,34 @@ def _fill_disk(place: Place, arguments: list[str], moment: Moment) -> Attempt:
 def _end_and_repeat(
     place: Place,
     arguments: list[str],
-    moment: Moment,
+    moments: list[Moment],
     number: signal.Signals,
     *,
     before_repeating: Callable[[], None] | None = None,
 ) -> Attempt:
     """The command is given again at once, while Ray may still be ending the workers, unless something is to be done."""
     start, command = time.monotonic(), Command(place, arguments)
-    if not moment.wait(command):
-        return _finished(command, start)
-    command.process.send_signal(number)
-    code = command.finish()
-    if number == signal.SIGTERM and code != 143:
-        command.lines.append(f"exit code {code} after SIGTERM, not 143")
-        return Attempt(run_folder(arguments), -1, time.monotonic() - start, command.lines)
-    if before_repeating is not None:
-        wait_until(lambda: not ray_processes("RayTrainWorker"), 60, "workers outlive their driver")
-        before_repeating()
-    again = _finished(Command(place, arguments), start)
-    return Attempt(again.folder, again.code, again.seconds, [*command.lines, *again.output])
+    lines: list[str] = []
+    strikes = 0
+    for moment in moments:
+        if not moment.wait(command):
+            break
+        command.process.send_signal(number)
+        code = command.finish()
+        strikes += 1
+        lines += command.lines
+        if number == signal.SIGTERM and code != 143:
+            lines.append(f"exit code {code} after SIGTERM, not 143")
+            return Attempt(run_folder(arguments), -1, time.monotonic() - start, strikes, lines)
+        if before_repeating is not None:
+            wait_until(lambda: not ray_processes("RayTrainWorker"), 60, "workers outlive their driver")
+            before_repeating()
+        command = Command(place, arguments)
+    attempt = _finished(command, start, strikes=strikes)
+    return replace(attempt, output=[*lines, *attempt.output])
 
 
-FAULTS: dict[str, Callable[[Place, list[str], Moment], Attempt]] = {
+FAULTS: dict[str, Fault] = {
     "worker killed": _kill_worker,
     "node killed": _kill_node,
     "node lost for good": _lose_node,
@@ -206,8 +228,10 @@ FAULTS: dict[str, Callable[[Place, list[str], Moment], Attempt]] = {
 }
 OTHER_SIZE = ("node lost for good",)
 """Faults after which fewer workers go on, so that sums are made in another order."""
+ONCE = ("node lost for good", "MLflow away")
+"""Faults that a run meets once: no second node is left to lose, and the training is over before the server is back."""
 
 
-def _finished(command: Command, start: float) -> Attempt:
+def _finished(command: Command, start: float, *, strikes: int) -> Attempt:
     code = command.finish()
-    return Attempt(run_folder(command.arguments), code, time.monotonic() - start, command.lines)
+    return Attempt(run_folder(command.arguments), code, time.monotonic() - start, strikes, command.lines)
