@@ -98,12 +98,12 @@ def summary(fault: str, method: str, outcomes: list[dict[str, Any]]) -> dict[str
     for outcome in mine:
         if "skipped" in outcome:
             return row | {"skipped": outcome["skipped"]}
-    equal = [outcome["times"] * outcome["equal"] for outcome in mine if outcome["equal"] is not None]
+    equal = [len(outcome["moments"]) * outcome["equal"] for outcome in mine if outcome["equal"] is not None]
     shrunk = [outcome["shrunk_after"] for outcome in mine if "shrunk_after" in outcome]
     return {
         **row,
-        "times": sum(outcome["times"] for outcome in mine),
-        "recovered": sum(outcome["times"] for outcome in mine if outcome["recovered"]),
+        "times": sum(len(outcome["moments"]) for outcome in mine),
+        "recovered": sum(len(outcome["moments"]) for outcome in mine if outcome["recovered"]),
         "equal": sum(equal) if equal else None,
         **{key: sum(outcome[key] for outcome in mine) for key in COUNTED},
         "seconds_lost": round(statistics.median(outcome["seconds_lost"] for outcome in mine), 1) if mine else None,
@@ -126,7 +126,7 @@ def _undisturbed(place: Place, method: str) -> Attempt:
 
 def _try(place: Place, fault: str, method: str, whole: Attempt, *, numbers: list[int], seed: int) -> dict[str, Any]:
     """One run that meets a fault at the moments of these numbers."""
-    outcome: dict[str, Any] = {"fault": fault, "method": method, "seed": seed, "moments": numbers}
+    outcome: dict[str, Any] = {"fault": fault, "method": method, "seed": seed}
     draws = random.Random(f"{seed} {fault} {method} {numbers}")
     name = f"{fault.replace(' ', '-')}-{numbers[0]}"
     try:
@@ -135,6 +135,8 @@ def _try(place: Place, fault: str, method: str, whole: Attempt, *, numbers: list
         return outcome | {"skipped": str(error)}
     finally:
         place.mend()
+    # A run may be over before the last moments; one that is lost has failed at all of them.
+    outcome["moments"] = numbers[: attempt.strikes] if attempt.code == 0 else numbers
     outcome |= judge(place, attempt, whole, may_differ=fault in OTHER_SIZE)
     print(outcome, flush=True)
     if not outcome["recovered"]:

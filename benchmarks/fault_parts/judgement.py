@@ -26,7 +26,7 @@ _OF_A_RUN = ("RayTrainWorker", "TrainController", "ProgressBoard", "Synchronizat
 
 
 def judge(place: Place, attempt: Attempt, whole: Attempt, *, may_differ: bool = False) -> dict[str, Any]:
-    """What became of a run; "times" and "seconds_lost" are how often it was struck, and what each time cost.
+    """What became of a run; "seconds_lost" are what each strike cost.
 
     Args:
         place: Where it ran.
@@ -37,7 +37,6 @@ def judge(place: Place, attempt: Attempt, whole: Attempt, *, may_differ: bool = 
     recovered = attempt.code == 0 and (attempt.folder / "encoder.pt").exists()
     outcome: dict[str, Any] = {"recovered": recovered, "equal": None, **dict.fromkeys(COUNTED, 0)}
     outcome["left_over"] = _left_over(place, attempt.folder)
-    outcome["times"] = attempt.strikes
     outcome["seconds_lost"] = round((attempt.seconds - whole.seconds) / max(1, attempt.strikes), 1)
     if attempt.shrunk_after is not None:
         outcome["shrunk_after"] = attempt.shrunk_after

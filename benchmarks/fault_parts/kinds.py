@@ -47,8 +47,8 @@ class Attempt:
 def run(place: Place, method: str, name: str, fault: "Fault", draws: random.Random, *, num_moments: int = 1) -> Attempt:
     """Give the command of a method, and do to it what the fault does, at moments of the training that are drawn."""
     arguments = [*RECIPES[method], *_COMMON, f"name={method}-{name}", f"storage_path={place.folder / 'runs'}"]
-    # Not in the first epoch, before which there is nothing to go on from, nor after the last.
-    epochs = sorted(draws.sample(range(1, _EPOCHS[method]), num_moments))
+    # Not in the first epoch, before which there is nothing to go on from, nor in the last, which may be over before.
+    epochs = sorted(draws.sample(range(1, _EPOCHS[method] - 1), num_moments))
     return fault(place, arguments, [Moment(epoch, delay=draws.random(), draws=draws) for epoch in epochs])
 
 
@@ -203,6 +203,8 @@ def _end_and_repeat(
             break
         command.process.send_signal(number)
         code = command.finish()
+        if code == 0:  # it was at its end
+            break
         strikes += 1
         lines += command.lines
         if number == signal.SIGTERM and code != 143:
