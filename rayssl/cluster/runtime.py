@@ -128,23 +128,31 @@ class TrainRuntime(WorkerGroup):
                 raise self._kept_in.failure(error) from None
 
     def checkpoints(self) -> Sequence[Path]:
-        """Ray's last checkpoint, after a lost worker or a restart of the same run, and the one before it."""
+        """Ray's last checkpoint, after a lost worker or a restart of the same run, and the one before it.
+
+        Later ones, which were written as the driver died, before Ray took note of them, are deleted: nobody else would.
+        """
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return []
         newest = Path(checkpoint.path)
         if self._kept_in is not None:
             return self._bring_checkpoints(self._kept_in, newest.name)
-        if self.rank == 0:  # what a crash left half written
-            for half in (*newest.parent.glob("*.partial"), *newest.parent.glob("*.outdated")):
-                shutil.rmtree(half, ignore_errors=True)
-        older = [path for path in newest.parent.glob("checkpoint_*[0-9]") if path.name < newest.name]
-        return [newest, *sorted(older, reverse=True)]
+        found = sorted(newest.parent.glob("checkpoint_*[0-9]"), reverse=True)
+        if self.rank == 0:
+            half_written = [*newest.parent.glob("*.partial"), *newest.parent.glob("*.outdated")]
+            for place in (*half_written, *(place for place in found if place.name > newest.name)):
+                shutil.rmtree(place, ignore_errors=True)
+        return [newest, *(place for place in found if place.name < newest.name)]
 
     def _bring_checkpoints(self, store: ObjectStore, newest: str) -> list[Path]:
         """The same from a store, by one worker of each node."""
         place = self.folder / "ray"
-        names = [name for name in store.names(place) if name.startswith("checkpoint_") and name <= newest]
+        found = [name for name in store.names(place) if name.startswith("checkpoint_")]
+        names = [name for name in found if name <= newest]
+        if self.rank == 0:
+            for name in set(found) - set(names):
+                store.delete(place / name)
         if self.leads_node:
             for old in place.glob("checkpoint_*"):
                 if old.name not in names:

@@ -92,15 +92,22 @@ def test_one_worker_on_ray_gives_the_numbers_of_a_plain_process(small_run: Small
 
 
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small_run: SmallRun, ray_here: None) -> None:
-    """SIGKILL in stage 2, two workers: bit for bit what the undisturbed run gives."""
+    """SIGKILL in stage 2, two workers: bit for bit what the undisturbed run gives.
+
+    A checkpoint that Ray does not know, as if a driver had died just after it was written, is gone afterwards.
+    """
     undisturbed = on_ray(small_run.config("cluster.workers=2"))
     killed: list[int] = []
+    unknown: list[Path] = []
 
     class Killer(list[object]):
         """Kills one worker when the first epoch of stage 2 is shown."""
 
         def append(self, event: object) -> None:
             if isinstance(event, EpochDone) and event.row["stage"] == 2 and not killed:
+                newest = max(small_run.storage.glob("*/ray"), key=lambda path: path.stat().st_mtime)
+                unknown.append(newest / "checkpoint_2999-01-01_00-00-00.000000")
+                unknown[0].mkdir()
                 killed.append(worker_processes()[-1])
                 os.kill(killed[0], signal.SIGKILL)
             super().append(event)
@@ -110,6 +117,8 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small_run: Small
     assert killed
     assert any("going on from" in str(event) for event in events)
     assert_same(disturbed, undisturbed)
+    assert not unknown[0].exists()
+    assert list(unknown[0].parent.glob("checkpoint_*[0-9]"))
 
 
 def test_what_a_killed_command_had_claimed_is_given_back(ray_here: None, tmp_path: Path) -> None:
