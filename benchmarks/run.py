@@ -43,7 +43,7 @@ Times belong to the machine, ratios travel better.
 
 def main() -> None:
     """Run, merge, write."""
-    names = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in _NO_PROGRAMS)
+    names = programs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*names, []], metavar="NAME", help=", ".join(names))
     parser.add_argument("--page", action="store_true", help="measure nothing")
@@ -71,6 +71,11 @@ def main() -> None:
         sys.exit(f"no result from: {', '.join(failed)}")
 
 
+def programs() -> list[str]:
+    """Names of all benchmarks."""
+    return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in _NO_PROGRAMS)
+
+
 def run(name: str) -> list[str] | None:
     """Run one program, show its output as it comes, and give its lines; None if it failed."""
     lines = []
@@ -83,7 +88,7 @@ def run(name: str) -> list[str] | None:
 
 
 def page(results: dict[str, dict[str, list]]) -> str:
-    """The page as Markdown: a section a program."""
+    """The page as Markdown: a section a program, those last that have no results."""
     parts = [_HEAD]
     notes = yaml.safe_load(NOTES.read_text())
     for name, result in sorted(results.items()):
@@ -95,6 +100,9 @@ def page(results: dict[str, dict[str, list]]) -> str:
             parts += [notes[name].strip(), ""]
         if (PAGE.parent / f"{name}.svg").exists():
             parts += [f"![{name}]({name}.svg)", ""]
+    for name in programs():
+        if name not in results:
+            parts += [f"## {name}.py", "", notes.get(name, "Not measured.").strip(), ""]
     return "\n".join(parts)
 
 

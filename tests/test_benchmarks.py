@@ -117,6 +117,7 @@ def test_rows_old_and_new_stand_on_one_page() -> None:
         "| told | 1 s | 1 s | 1 |  |  |  |",
         "| none | | | | | | skipped: no GPU |",
     ]
+    assert "## gpu_step.py" in lines and "## run.py" not in lines  # without results, and no benchmark
 
 
 def test_rows_of_a_program_that_fails_now_are_kept_but_not_given_out(
