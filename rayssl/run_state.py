@@ -34,7 +34,7 @@ class KeptRuntime(LocalRuntime):
 
 
 def restore_state(runtime: Runtime, method: Method) -> Checkpoint:
-    """Take up the newest checkpoint that can be read; an empty one at a run's start.
+    """Take up the newest checkpoint that can be read, if need be the end of a stage; an empty one at a run's start.
 
     Raises:
         CheckpointError: If there are checkpoints, and none can be read.
@@ -42,7 +42,8 @@ def restore_state(runtime: Runtime, method: Method) -> Checkpoint:
     folders = runtime.checkpoints()
     if not folders:
         return Checkpoint(Cursor(), backbone={})
-    folder, checkpoint = _newest_whole(folders, runtime)
+    ends = sorted(runtime.folder.glob("stage-*[0-9]"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    folder, checkpoint = _newest_whole([*folders, *ends], runtime)
     method.encoder.load_state_dict(checkpoint.backbone)
     method.load_state(checkpoint.method)
     cursor = checkpoint.cursor

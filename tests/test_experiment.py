@@ -215,12 +215,28 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before_it(small_run: SmallRun,
     assert without_times(report.history) == without_times(whole.history)
 
 
+def test_if_no_resume_checkpoint_is_whole_the_run_goes_on_from_the_end_of_a_stage(small_run: SmallRun) -> None:
+    whole = run_experiment(small_run.config("name=whole"))
+    config = small_run.config()
+    run = open_run(config)
+    with pytest.raises(Interrupted):
+        run_experiment(config, DyingRuntime(run.path, after=3))
+    for folder in LocalRuntime(run.path).checkpoints():
+        (folder / "tensors.pt").write_bytes(b"")
+    last = max(run.path.glob("stage-*"))
+    shown: list[object] = []
+    report = run_experiment(config, LocalRuntime(run.path, num_threads=1, show=shown.append))
+    assert any(str(line).startswith(f"going on from {last}: stage") for line in shown)
+    assert equal(weights(report), weights(whole))
+    assert without_times(report.history) == without_times(whole.history)
+
+
 def test_without_any_whole_checkpoint_the_run_says_so(small_run: SmallRun) -> None:
     config = small_run.config()
     run = open_run(config)
     with pytest.raises(Interrupted):
         run_experiment(config, DyingRuntime(run.path, after=2))
-    for folder in LocalRuntime(run.path).checkpoints():
+    for folder in (*LocalRuntime(run.path).checkpoints(), *run.path.glob("stage-*")):
         (folder / "tensors.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="can't be read"):
         run_experiment(config)
