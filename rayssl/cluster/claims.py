@@ -4,12 +4,12 @@ That is an actor of Ray's own, one a cluster, which tells an elastic run how man
 later Ray has another one, nothing here does anything: runs then wait as long as Ray lets them.
 """
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rayssl.cluster.repeating import repeated
 from rayssl.files import write_whole
 
 _COORDINATOR = "AutoscalingCoordinator"
@@ -41,25 +41,16 @@ def claimed(trainer: Any, folder: Path) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-@contextmanager
-def counted_often() -> Iterator[None]:
+def counted_often() -> AbstractContextManager[None]:
     """While the body runs, let Ray look every other second what room the cluster has for an elastic run.
 
     It looks every 20 s by itself, and a run that has lost a node would be started again on that node until then.
     """
-    done = threading.Event()
 
     def count() -> None:
-        while not done.wait(_COUNT_SECONDS):
-            _ask(lambda coordinator: coordinator.get_reserved_resources.remote("rayssl", recompute=True))
+        _ask(lambda coordinator: coordinator.get_reserved_resources.remote("rayssl", recompute=True))
 
-    thread = threading.Thread(target=count, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return repeated(count, _COUNT_SECONDS)
 
 
 def _ask(question: Callable[[Any], Any]) -> None:

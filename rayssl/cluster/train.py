@@ -4,12 +4,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rayssl.cluster.claims import claimed, counted_often
 from rayssl.cluster.environment import enter_directory, ray_cluster
+from rayssl.cluster.repeating import repeated
 from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, RaysslError, RunStopped, full_disk
 from rayssl.experiment import run_experiment
@@ -175,32 +176,16 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
         raise
 
 
-class _shown:  # noqa: N801  a context manager, named as what it makes of the board
+def _shown(
+    board: Any, show: Callable[[object], None], asked_to_stop: threading.Event | None
+) -> AbstractContextManager[None]:
     """Show what is posted on a board while the body runs, and pass on that the workers shall stop."""
+    from rayssl.cluster.board import take
 
-    def __init__(self, board: Any, show: Callable[[object], None], asked_to_stop: threading.Event | None) -> None:
-        self._board = board
-        self._show = show
-        self._asked_to_stop = asked_to_stop
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
+    def pass_on() -> None:
+        if asked_to_stop is not None and asked_to_stop.is_set():
+            board.stop.remote()
+        for event in take(board):
+            show(event)
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._take()
-
-    def _poll(self) -> None:
-        while not self._done.wait(_POLL_SECONDS):
-            self._take()
-
-    def _take(self) -> None:
-        from rayssl.cluster.board import take
-
-        if self._asked_to_stop is not None and self._asked_to_stop.is_set():
-            self._board.stop.remote()
-        for event in take(self._board):
-            self._show(event)
+    return repeated(pass_on, _POLL_SECONDS)

@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from rayssl.cluster.board import put_up_board, raise_mistake, take
 from rayssl.cluster.claims import claimed
 from rayssl.cluster.environment import enter_directory
 from rayssl.cluster.proposals import TRIAL
+from rayssl.cluster.repeating import repeated
 from rayssl.cluster.search_board import StopQuestion, find_board
 from rayssl.cluster.trainer import build_trainer
 from rayssl.cluster.trial_runtime import FinishedRuntime, GroupTrialRuntime, TrialRuntime, write_log
@@ -150,10 +149,9 @@ def _train_in_group(trial: _Trial, search_board: Any) -> None:
         raise RunStopped("the search was stopped")
 
 
-@contextmanager
-def _passed_on(trial: _Trial, board: Any, search_board: Any) -> Iterator[None]:
+def _passed_on(trial: _Trial, board: Any, search_board: Any) -> AbstractContextManager[None]:
     """Bring word from the workers' board to the search's, and the other way that they shall stop."""
-    done, stopping = threading.Event(), StopQuestion(search_board)
+    stopping = StopQuestion(search_board)
 
     def pass_on() -> None:
         if stopping():
@@ -162,18 +160,7 @@ def _passed_on(trial: _Trial, board: Any, search_board: Any) -> Iterator[None]:
             write_log(trial.folder, sentence)
             search_board.post.remote(trial.folder.name, sentence)
 
-    def poll() -> None:
-        while not done.wait(_POLL_SECONDS):
-            pass_on()
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        pass_on()
+    return repeated(pass_on, _POLL_SECONDS)
 
 
 def _work_in_group(arguments: dict[str, Any]) -> bool:
