@@ -20,8 +20,9 @@ def make_scheduler(study: Study, *, longest: int) -> Any:
             time_attr="epoch", max_t=longest + 1, grace_period=grace, reduction_factor=settings.reduction_factor
         )
     if settings.scheduler == "hyperband":
-        return schedulers.HyperBandScheduler(
-            time_attr="epoch", max_t=longest, reduction_factor=settings.reduction_factor
+        # Trials that are left after the last halving come to their own ends, for the reason above.
+        return _HyperBand(
+            time_attr="epoch", max_t=longest, reduction_factor=settings.reduction_factor, stop_last_trials=False
         )
     if settings.scheduler == "median":
         # It would pause trials, too, until there are enough to compare: infinitely late here.
@@ -29,6 +30,30 @@ def make_scheduler(study: Study, *, longest: int) -> Any:
     if settings.scheduler == "pbt":
         return _make_pbt(study, grace)
     return schedulers.FIFOScheduler()
+
+
+class _HyperBand(schedulers.HyperBandScheduler):
+    """Tune's, which lets trials wait for ever in two cases.
+
+    After a bracket's first halving it takes no more notice of trials that fail, for which the others then wait; and if
+    all trials that go on are past the next halving already, since the metric is not measured in every epoch, none of
+    them is left that would bring it about.
+    """
+
+    def _process_bracket(self, tune_controller: Any, bracket: Any) -> str:
+        action: str = self._halve(tune_controller, bracket)
+        while bracket.current_trials() and bracket._halves and bracket.cur_iter_done():
+            later = self._halve(tune_controller, bracket)
+            action = action if action == self.STOP else later
+        return action
+
+    def _halve(self, tune_controller: Any, bracket: Any) -> str:
+        """If all trials are there, stop the bad ones and let the good ones go on."""
+        bracket.is_being_processed = True  # the trials that it stops are no news
+        try:
+            return str(super()._process_bracket(tune_controller, bracket))
+        finally:
+            bracket.is_being_processed = False
 
 
 class _MedianStopping(schedulers.MedianStoppingRule):
