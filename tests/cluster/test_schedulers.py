@@ -89,8 +89,8 @@ def run(study: Study, trials: list[Trial]) -> dict[str, tuple[str, int]]:
 
 # With 8 epochs and a factor of 2, the first four trials are never halved, the next four at 4 epochs, the next six at 2
 # and at 4. The lower the number, the better the trial.
-def some(letter: str, count: int, **others: int) -> list[Trial]:
-    return [Trial(f"{letter}{number}", 0.1 * number, **others) for number in range(count)]
+def some(letter: str, count: int, measures_every: int = 1) -> list[Trial]:
+    return [Trial(f"{letter}{number}", 0.1 * number, measures_every=measures_every) for number in range(count)]
 
 
 def test_the_worse_half_of_a_bracket_is_stopped(study: Study) -> None:
