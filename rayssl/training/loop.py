@@ -21,7 +21,8 @@ from rayssl.training.stage import TrainedStage
 _CHECK_EVERY = 50
 """Steps between looks at the loss: reading a number from a GPU makes the CPU wait for it."""
 _ASK_EVERY = 4
-"""Steps between questions whether the run is asked to stop: who asks usually leaves it half a minute."""
+"""Steps between questions whether the run is asked to stop, which are asked from an epoch's first step on: who asks
+usually leaves it half a minute."""
 _PROGRESS_SECONDS = 0.5
 
 
@@ -133,7 +134,8 @@ def train_stage(
         run_epoch = schedule.epochs_before + epoch
         with closing(loader.epoch(run_epoch, first_step=first_step, device=runtime.device)) as batches:
             for step in range(first_step, loader.num_steps):
-                if step > first_step and step % _ASK_EVERY == 0 and runtime.stopping(run_epoch, step):
+                begins = epoch == start_epoch and step == first_step
+                if step % _ASK_EVERY == 0 and not begins and runtime.stopping(run_epoch, step):
                     _check_finite(unchecked, step, runtime, settings, schedule, epoch, loader.num_steps)
                     raise StageStopped(epoch, step, _leave(totals, stage, runtime))
                 rate = _learning_rate(settings, schedule, epoch, step / loader.num_steps)

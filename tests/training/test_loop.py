@@ -205,8 +205,8 @@ def test_a_stage_goes_on_after_an_epoch_as_if_it_had_not_stopped(tmp_path: Path)
     assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
 
 
-def stop_and_go_on(folder: Path, *, stop_after: int | None) -> dict[str, Any]:
-    """Train two epochs of ten steps, stopped at the question number `stop_after`, if any, and taken up by a new stage.
+def stop_and_go_on(folder: Path, *, stop_after: int | None, pictures: int = 160) -> dict[str, Any]:
+    """Train two epochs of ten steps, or of fewer pictures, stopped at a question if any, and taken up by a new stage.
 
     Returns:
         Losses and accuracies of the epochs that came to their end, the weights, and where it was stopped.
@@ -221,7 +221,7 @@ def stop_and_go_on(folder: Path, *, stop_after: int | None) -> dict[str, Any]:
 
     runtime = LocalRuntime(folder, is_asked_to_stop=is_asked_to_stop)
     loader = TrainLoader(
-        MemoryPictures(160), images_per_step=16, seed=0, rank=runtime.rank, world_size=runtime.world_size
+        MemoryPictures(pictures), images_per_step=16, seed=0, rank=runtime.rank, world_size=runtime.world_size
     )
     rows: list[dict[str, float]] = []
     stop, state = None, {}
@@ -263,9 +263,17 @@ def stop_and_go_on(folder: Path, *, stop_after: int | None) -> dict[str, Any]:
 
 
 def test_a_stage_goes_on_in_the_middle_of_an_epoch_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    """Questions are asked at steps 4 and 8; the second is in the first epoch, so that no row is lost."""
+    """Questions are asked at steps 4 and 8, and where an epoch begins after another."""
     whole, stopped = (stop_and_go_on(tmp_path, stop_after=number) for number in (None, 2))
     assert stopped["stop"] == [0, 8]
+    assert stopped["rows"] == whole["rows"]
+    assert all(torch.equal(stopped["weights"][name], tensor) for name, tensor in whole["weights"].items())
+
+
+def test_a_stage_of_short_epochs_stops_between_them(tmp_path: Path) -> None:
+    """Otherwise nobody would be asked in epochs of so few steps."""
+    whole, stopped = (stop_and_go_on(tmp_path, stop_after=number, pictures=48) for number in (None, 1))
+    assert stopped["stop"] == [1, 0]
     assert stopped["rows"] == whole["rows"]
     assert all(torch.equal(stopped["weights"][name], tensor) for name, tensor in whole["weights"].items())
 
