@@ -221,6 +221,29 @@ def test_a_record_that_is_refused_holds_up_no_other(tmp_path: Path) -> None:
     assert line.startswith("MLflow refuses a record (") and "Changing param values" in line
 
 
+def test_an_interruption_lets_a_call_come_to_its_end(tmp_path: Path) -> None:
+    """SQLAlchemy would keep the database locked otherwise, and the record of the interruption waits for minutes."""
+    outbox = Outbox(f"sqlite:///{tmp_path}/mlflow.db", pytest.fail)
+    done: list[str] = []
+
+    def take_long(client: MlflowClient) -> None:
+        done.append("begun")
+        time.sleep(0.5)
+        done.append("ended")
+
+    outbox.send(lambda client: done.append("first"))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            outbox.send(take_long)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert done == ["first", "begun"]
+    outbox.send(lambda client: done.append("next"))
+    assert done == ["first", "begun", "ended", "next"]
+
+
 def test_a_server_that_is_not_there_is_one_clear_error(small_run: SmallRun) -> None:
     run = open_run(small_run.config())
     with pytest.raises(ClusterError, match=r"MLflow at http://127\.0\.0\.1:1: can't be reached"):

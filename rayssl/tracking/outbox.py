@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from rayssl.addresses import without_secrets
@@ -16,16 +17,24 @@ _PATIENCE = 120.0
 
 
 class Outbox:
-    """Calls to a tracking server, sent in order; those that fail because it is away wait for the next one."""
+    """Calls to a tracking server, sent in order; those that fail because it is away wait for the next one.
+
+    They are made in a thread, where Ctrl-C and SIGTERM raise nothing: SQLAlchemy, interrupted in the middle of a
+    transaction, would leave the database locked, for the record of the interruption above all.
+    """
 
     def __init__(self, uri: str, notify: Notify) -> None:
         self.uri = uri
         self._notify = notify
         self._waiting: deque[Callable[[MlflowClient], object]] = deque()
         self._is_away = False
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
 
     def send(self, call: "Callable[[MlflowClient], object]") -> None:
         """Make a call, after those that wait; it waits itself if the server is away. One that is refused is dropped."""
+        self._thread.submit(self._send, call).result()
+
+    def _send(self, call: "Callable[[MlflowClient], object]") -> None:
         self._waiting.append(call)
         try:
             while self._waiting:
