@@ -21,6 +21,7 @@ _QUIET = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # As in jobs/: a lost node is noticed after 5 s, not 15.
     "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "5",
 }
 

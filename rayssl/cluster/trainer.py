@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from rayssl.cluster.board import last_line
+from rayssl.cluster.network import NodeNetworkConfig
 from rayssl.config import ClusterConfig
 
 
@@ -33,7 +34,7 @@ def build_trainer(
     return _Trainer(
         work,
         has_dashboard=has_dashboard,
-        torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),  # NCCL on GPUs, gloo on CPUs
+        torch_config=NodeNetworkConfig(timeout_s=int(settings.timeout_s)),  # NCCL on GPUs, gloo on CPUs
         train_loop_config=arguments,
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
