@@ -74,6 +74,8 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
         config.online, pictures.train, pictures.validation, data=config.data, seed=config.seed, runtime=runtime
     )
     for index in range(restored.cursor.stage, method.num_stages):
+        if index > restored.cursor.stage and runtime.stopping(method.schedule(index).epochs_before, 0):
+            raise RunStopped(f"stopped before stage {index + 1}; the same command goes on from there")
         resume = restored if restored.cursor.stage == index and restored.cursor.inside_stage else None
         run_stage(config, method, index, pictures.train, online, runtime, tracker, history, resume)
     metrics, notes = evaluate_beside_random(config, method, pictures, runtime)

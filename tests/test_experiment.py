@@ -175,9 +175,17 @@ def test_a_checkpoint_holds_its_moment_however_late_it_is_written(small_run: Sma
     assert without_times(report.history) == without_times(whole.history)
 
 
-@pytest.mark.parametrize("question", [2, 5], ids=["in stage 1", "in stage 2"])
-def test_a_run_that_was_asked_to_stop_goes_on_in_the_middle_of_its_epoch(small_run: SmallRun, question: int) -> None:
-    """14 steps an epoch, a question every 4 steps."""
+@pytest.mark.parametrize(
+    ("question", "place"),
+    [
+        (2, "in stage 1, epoch 1, after 8 of 14 steps"),
+        (4, "before stage 2"),
+        (6, "in stage 2, epoch 2, after 8 of 14 steps"),
+        (8, "in stage 2, epoch 3, after 0 of 14 steps"),
+    ],
+)
+def test_a_run_that_was_asked_to_stop_goes_on_where_it_was(small_run: SmallRun, question: int, place: str) -> None:
+    """14 steps an epoch, a question every 4 steps, and where a stage follows another."""
     overrides = ["training.batch_size=16", "evaluations=[]"]
     whole = run_experiment(small_run.config("name=whole", *overrides))
     config = small_run.config(*overrides)
@@ -188,8 +196,7 @@ def test_a_run_that_was_asked_to_stop_goes_on_in_the_middle_of_its_epoch(small_r
         asked.append(1)
         return len(asked) == question
 
-    stage, steps = {2: (1, 8), 5: (2, 8)}[question]
-    with pytest.raises(RunStopped, match=f"stopped in stage {stage}, epoch {stage}, after {steps} of 14 steps"):
+    with pytest.raises(RunStopped, match=f"stopped {place}; the same command goes on from there"):
         run_experiment(config, LocalRuntime(run.path, num_threads=1, is_asked_to_stop=is_asked_to_stop))
     report = run_experiment(config)
     assert report.folder == run.path

@@ -37,8 +37,20 @@ class _HyperBand(schedulers.HyperBandScheduler):
 
     After a bracket's first halving it takes no more notice of trials that fail, for which the others then wait; and if
     all trials that go on are past the next halving already, since the metric is not measured in every epoch, none of
-    them is left that would bring it about.
+    them is left that would bring it about. It also moves a trial that crashed and is started again to another bracket.
     """
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        bracket, _ = self._trial_info[trial]
+        if trial.status == "ERROR" and trial in bracket.current_trials():  # Tune starts it again: it is waited for
+            bracket._live_trials[trial] = None
+        else:
+            super().on_trial_error(tune_controller, trial)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        bracket, _ = self._trial_info.get(trial, (None, 0))
+        if bracket is None or trial not in bracket.current_trials():
+            super().on_trial_add(tune_controller, trial)
 
     def _process_bracket(self, tune_controller: Any, bracket: Any) -> str:
         action: str = self._halve(tune_controller, bracket)
@@ -49,11 +61,10 @@ class _HyperBand(schedulers.HyperBandScheduler):
 
     def _halve(self, tune_controller: Any, bracket: Any) -> str:
         """If all trials are there, stop the bad ones and let the good ones go on."""
-        bracket.is_being_processed = True  # the trials that it stops are no news
         try:
             return str(super()._process_bracket(tune_controller, bracket))
         finally:
-            bracket.is_being_processed = False
+            bracket.is_being_processed = False  # set meanwhile, since the trials that it stops are no news
 
 
 class _MedianStopping(schedulers.MedianStoppingRule):

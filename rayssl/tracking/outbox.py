@@ -20,7 +20,8 @@ class Outbox:
     """Calls to a tracking server, sent in order; those that fail because it is away wait for the next one.
 
     They are made in a thread, where Ctrl-C and SIGTERM raise nothing: SQLAlchemy, interrupted in the middle of a
-    transaction, would leave the database locked, for the record of the interruption above all.
+    transaction, would leave the database locked, for the record of the interruption above all. So a call that is being
+    made is waited for.
     """
 
     def __init__(self, uri: str, notify: Notify) -> None:

@@ -21,7 +21,7 @@ from rayssl.training.stage import TrainedStage
 _CHECK_EVERY = 50
 """Steps between looks at the loss: reading a number from a GPU makes the CPU wait for it."""
 _ASK_EVERY = 4
-"""Steps between questions whether the run is asked to stop, which are asked from an epoch's first step on: who asks
+"""Steps between questions whether the run is asked to stop, the first of them where an epoch follows another: who asks
 usually leaves it half a minute."""
 _PROGRESS_SECONDS = 0.5
 
@@ -137,7 +137,7 @@ def train_stage(
                 begins = epoch == start_epoch and step == first_step
                 if step % _ASK_EVERY == 0 and not begins and runtime.stopping(run_epoch, step):
                     _check_finite(unchecked, step, runtime, settings, schedule, epoch, loader.num_steps)
-                    raise StageStopped(epoch, step, _leave(totals, stage, runtime))
+                    raise StageStopped(epoch, step, _leave(totals, stage, runtime) if step else {})
                 rate = _learning_rate(settings, schedule, epoch, step / loader.num_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate

@@ -19,8 +19,6 @@ def test_gloo_takes_the_nodes_network_unless_another_is_named(
     given: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    if given is not None:
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
+    monkeypatch.setattr(os, "environ", {} if given is None else {"GLOO_SOCKET_IFNAME": given})
     network._choose_interface()
     assert os.environ["GLOO_SOCKET_IFNAME"] == chosen

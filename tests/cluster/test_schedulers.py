@@ -21,7 +21,9 @@ class Trial:
     epochs: int = EPOCHS
     """Its own length."""
     fails_at: int | None = None
-    """The epoch, from 0, before which it crashes."""
+    """The epoch, from 0, before which it crashes for good."""
+    crashes_at: int | None = None
+    """The epoch, from 0, before which it crashes once, and is started again from its last checkpoint."""
     measures_every: int = 1
     epoch: int = 0
     status: str = "PENDING"
@@ -57,6 +59,14 @@ class Controller:
             if trial.epoch == trial.fails_at:
                 self.scheduler.on_trial_error(self, trial)
                 trial.status = "ERROR"
+                return
+            if trial.epoch == trial.crashes_at:
+                trial.crashes_at = None
+                trial.epoch -= trial.epoch % trial.measures_every
+                trial.status = "ERROR"  # as Tune has it for a moment
+                self.scheduler.on_trial_error(self, trial)
+                trial.status = "PENDING"
+                self.scheduler.on_trial_add(self, trial)
                 return
             trial.epoch += 1
             if trial.epoch % trial.measures_every and trial.epoch < trial.epochs:
@@ -117,6 +127,13 @@ def test_trials_that_are_past_the_next_halving_already_are_halved_at_once(study:
     assert [ends[f"c{number}"][1] for number in range(6)] == [8, 8, 5, 5, 5, 5]
 
 
+def test_a_trial_that_is_started_again_keeps_its_place(study: Study) -> None:
+    last = some("c", 6)
+    last[0].crashes_at = 3
+    ends = run(study, some("a", 4) + some("b", 4) + last)
+    assert [ends[f"c{number}"][1] for number in range(6)] == [8, 8, 4, 2, 2, 2]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_trial_waits_for_ever(seed: int, study: Study) -> None:
     generator = np.random.default_rng(seed)
@@ -127,6 +144,7 @@ def test_no_trial_waits_for_ever(seed: int, study: Study) -> None:
                 float(generator.random()),
                 epochs=int(generator.integers(1, EPOCHS + 1)),
                 fails_at=int(generator.integers(0, EPOCHS)) if generator.random() < 0.3 else None,
+                crashes_at=int(generator.integers(0, EPOCHS)) if generator.random() < 0.3 else None,
                 measures_every=int(generator.integers(1, 6)),
             )
             for number in range(generator.integers(1, 30))
