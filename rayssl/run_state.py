@@ -36,6 +36,9 @@ class KeptRuntime(LocalRuntime):
 def restore_state(runtime: Runtime, method: Method) -> Checkpoint:
     """Take up the newest checkpoint that can be read, if need be the end of a stage; an empty one at a run's start.
 
+    One that is taken for damaged ones is written once more: of the last two, which are kept, the damaged one would be
+    the second as soon as the next one is written.
+
     Raises:
         CheckpointError: If there are checkpoints, and none can be read.
     """
@@ -49,6 +52,8 @@ def restore_state(runtime: Runtime, method: Method) -> Checkpoint:
     cursor = checkpoint.cursor
     steps = f" and {cursor.step} steps" if cursor.step else ""
     runtime.show(f"going on from {folder}: stage {cursor.stage + 1}, after {cursor.epoch} epochs{steps} of it")
+    if folder != folders[0]:
+        runtime.report({}, partial(save_checkpoint, checkpoint) if runtime.rank == 0 else None)
     return checkpoint
 
 

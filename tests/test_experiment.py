@@ -222,6 +222,22 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before_it(small_run: SmallRun,
     assert without_times(report.history) == without_times(whole.history)
 
 
+def test_checkpoints_that_are_damaged_one_after_the_other_are_survived(small_run: SmallRun) -> None:
+    """All in the first stage, so that no stage's end is there; and two checkpoints are kept."""
+    overrides = ["method.stages.0.epochs=6"]
+    whole = run_experiment(small_run.config("name=whole", *overrides))
+    config = small_run.config(*overrides)
+    run = open_run(config)
+    for reports in (3, 2, 2):
+        with pytest.raises(Interrupted):
+            run_experiment(config, DyingRuntime(run.path, after=reports))
+        newest = LocalRuntime(run.path).checkpoints()[0]
+        (newest / "tensors.pt").write_bytes(b"")
+    report = run_experiment(config)
+    assert equal(weights(report), weights(whole))
+    assert without_times(report.history) == without_times(whole.history)
+
+
 def test_if_no_resume_checkpoint_is_whole_the_run_goes_on_from_the_end_of_a_stage(small_run: SmallRun) -> None:
     whole = run_experiment(small_run.config("name=whole"))
     config = small_run.config()
