@@ -36,7 +36,7 @@ class KeptRuntime(LocalRuntime):
 def restore_state(runtime: Runtime, method: Method) -> Checkpoint:
     """Take up the newest checkpoint that can be read, if need be the end of a stage; an empty one at a run's start.
 
-    One that is taken for damaged ones is written once more: of the last two, which are kept, the damaged one would be
+    One that stands in for damaged ones is written once more: of the last two, which are kept, a damaged one would be
     the second as soon as the next one is written.
 
     Raises:
