@@ -233,8 +233,12 @@ def test_an_interruption_lets_a_call_come_to_its_end(tmp_path: Path) -> None:
         done.append("ended")
 
     outbox.send(lambda client: done.append("first"))
-    with pytest.raises(KeyboardInterrupt):
-        outbox.send(take_long)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            outbox.send(take_long)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done == ["first", "begun"]
     outbox.send(lambda client: done.append("next"))
     assert done == ["first", "begun", "ended", "next"]

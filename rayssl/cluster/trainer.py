@@ -1,5 +1,7 @@
 """The TorchTrainer of a run, or of a trial of several workers."""
 
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,7 +65,7 @@ class TellLosses(ray.train.UserCallback):
 
 
 class _Trainer(TorchTrainer):
-    """Does without Ray's cleaner of placement groups where there is no dashboard.
+    """Does without Ray's cleaner of placement groups where there is no dashboard, and gives back Ctrl-C at its end.
 
     The cleaner asks the dashboard whether the run still lives. Without one it can't do its work, and every run waited
     12 s at its end for it to give up asking.
@@ -72,6 +74,15 @@ class _Trainer(TorchTrainer):
     def __init__(self, *arguments: Any, has_dashboard: bool, **settings: Any) -> None:
         self._has_dashboard = has_dashboard
         super().__init__(*arguments, **settings)
+
+    def fit(self) -> Any:
+        """Ray would leave its handler of SIGINT behind, which starts a new Ray where the run's is gone."""
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            return super().fit()
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, before)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()

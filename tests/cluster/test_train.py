@@ -88,7 +88,9 @@ def _descends_from(pid: int, ancestor: int) -> bool:
 
 def test_one_worker_on_ray_gives_the_numbers_of_a_plain_process(small_run: SmallRun, ray_here: None) -> None:
     plain = run_experiment(small_run.config())
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert_same(on_ray(small_run.config("cluster.workers=1")), plain)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small_run: SmallRun, ray_here: None) -> None:
