@@ -20,7 +20,8 @@ def make_scheduler(study: Study, *, longest: int) -> Any:
             time_attr="epoch", max_t=longest + 1, grace_period=grace, reduction_factor=settings.reduction_factor
         )
     if settings.scheduler == "hyperband":
-        # Trials that are left after the last halving come to their own ends, for the reason above.
+        # Trials that are left after the last halving come to their own ends, for the reason above; and Tune never stops
+        # those that it let wait there if the last of them ends by itself.
         return _HyperBand(
             time_attr="epoch", max_t=longest, reduction_factor=settings.reduction_factor, stop_last_trials=False
         )
