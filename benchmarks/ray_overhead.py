@@ -164,9 +164,9 @@ class ClockedTracker:
         self._tracker.log_metrics(metrics, step=step)
         self._note(time.monotonic() - begun)
 
-    def child(self, name: str) -> "ClockedTracker":
+    def child(self, name: str, *, reopen: bool = True) -> "ClockedTracker":
         """The child, clocked as well."""
-        return ClockedTracker(self._tracker.child(name), self._note)
+        return ClockedTracker(self._tracker.child(name, reopen=reopen), self._note)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tracker, name)

@@ -48,7 +48,8 @@ class ClusterConfig(Config):
     max_failures: int = Field(default=3, ge=0)
     """Times that lost workers are replaced before the run gives up."""
     timeout_s: float = Field(default=1800, gt=0)
-    """Seconds that workers wait for one of them that hangs, before the group is started again."""
+    """Seconds that workers which train wait for one of them that hangs, before the group is started again. Where one
+    measures or decodes, the others wait as long as that takes."""
     bucket_mib: float = Field(default=25, gt=0)
     """MiB of gradients that are averaged over the workers at a time, while the backward pass goes on."""
     address: str | None = None

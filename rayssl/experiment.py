@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from rayssl.evaluation.collapse import collapse_warnings
 from rayssl.evaluation.feature_store import FeatureStore
 from rayssl.evaluation.lists import write_chosen_pictures
 from rayssl.evaluation.spread import measure_all, measure_frozen
+from rayssl.files import whole_file, write_whole
 from rayssl.methods import Method
 from rayssl.open_data import OpenPictures, drop_node_cache, open_data
 from rayssl.recipe_file import flatten
@@ -26,7 +28,7 @@ from rayssl.report import Report
 from rayssl.run_state import KeptRuntime, record_again, restore_state, snapshot
 from rayssl.runs import open_run
 from rayssl.runtime import EpochDone, LocalRuntime, NullTracker, Runtime, Tracker
-from rayssl.training.checkpoints import Checkpoint, Cursor
+from rayssl.training.checkpoints import Checkpoint, Cursor, unwritable
 from rayssl.training.loop import StageStopped, train_stage
 from rayssl.training.stage import frozen_unchanged
 
@@ -69,7 +71,7 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     method = config.method.build(encoder, setting, seed=config.seed)
     restored = restore_state(runtime, method)
     history = restored.history
-    record_again(history, method, tracker)
+    record_again(history, method, tracker, runtime.folder)
     online = OnlineEvaluation(
         config.online, pictures.train, pictures.validation, data=config.data, seed=config.seed, runtime=runtime
     )
@@ -386,16 +388,33 @@ def _list_bad_files(pictures: OpenPictures, runtime: Runtime) -> list[str]:
 
 
 def _write_results(report: Report, config: ExperimentConfig, encoder: Backbone, tracker: Tracker) -> None:
-    """Write the run's last files and record them; report.json, written last, says that the run is finished."""
+    """Write the run's last files and record them.
+
+    report.json comes last of all, when nothing is left to record: it says that the run is finished, and the same
+    command then starts another one.
+
+    Raises:
+        CheckpointError: If encoder.pt can't be written.
+    """
     folder = report.folder
-    torch.save({name: tensor.cpu() for name, tensor in encoder.state_dict().items()}, folder / "encoder.pt")
-    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in report.history))
+    weights = {name: tensor.cpu() for name, tensor in encoder.state_dict().items()}
+    try:
+        with whole_file(folder / "encoder.pt") as place:
+            torch.save(weights, place)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter when the disk is full
+        raise unwritable(folder / "encoder.pt", error) from None
+    write_whole(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in report.history))
+    write_whole(folder / "report.md", report.to_markdown())
     tracker.log_metrics(report.metrics, step=len(report.history))
-    report.write()
-    for name in ("config.yaml", "history.jsonl", "report.md", "report.json", "bad_files.txt", "encoder.pt"):
+    for name in ("config.yaml", "history.jsonl", "report.md", "bad_files.txt", "encoder.pt"):
         if (folder / name).exists():
             tracker.log_artifact(folder / name)
     plain = config.backbone.build().eval()  # without what training put in, such as BatchNorm over the workers
-    plain.load_state_dict(encoder.state_dict())
+    plain.load_state_dict(weights)
     tracker.log_model(plain.portable(), "encoder")
-    tracker.finish()
+    with tempfile.TemporaryDirectory() as elsewhere:
+        copy = Path(elsewhere, "report.json")
+        copy.write_text(report.to_json())
+        tracker.log_artifact(copy)
+        tracker.finish()
+    report.write()

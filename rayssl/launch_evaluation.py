@@ -132,3 +132,5 @@ def _record(report: EvaluationReport, source: Source, home: Path, show: Callable
     tracker.log_params({f"{report.stem}.{name}": value for name, value in settings.items()})
     if source.run_folder is None:
         tracker.finish()
+    else:
+        tracker.flush()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayssl.backbones import NUM_BLOCKS
+from rayssl.files import write_whole
 
 _PROBE = re.compile(r"linear_probe/b\d/top1$")
 _TRAINING_COLUMNS = {
@@ -61,17 +62,13 @@ class Report:
             if any(block in column for column in columns)
         ]
 
-    def write(self) -> Path:
-        """Write report.json and report.md into the run's folder; gives the latter's path.
+    def write(self) -> None:
+        """Write report.json into the run's folder, which says that the run is finished."""
+        write_whole(self.folder / "report.json", self.to_json())
 
-        report.json is written last and renamed: it says that the run is finished.
-        """
-        markdown = self.folder / "report.md"
-        markdown.write_text(self.to_markdown())
-        partial = self.folder / "report.json.partial"
-        partial.write_text(json.dumps({"name": self.name, "metrics": self.metrics, "notes": self.notes}, indent=1))
-        partial.rename(self.folder / "report.json")
-        return markdown
+    def to_json(self) -> str:
+        """What programs read of a report: its name, metrics and notes."""
+        return json.dumps({"name": self.name, "metrics": self.metrics, "notes": self.notes}, indent=1)
 
     def to_markdown(self) -> str:
         """The report as Markdown."""

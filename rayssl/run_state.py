@@ -62,25 +62,33 @@ def _newest_whole(folders: Sequence[Path], runtime: Runtime) -> tuple[Path, Chec
     damages: list[CheckpointError] = []
     for folder in folders:
         try:
-            return folder, load_checkpoint(folder, device=runtime.device)
+            return folder, load_checkpoint(folder, device="cpu")  # all who take from it copy
         except CheckpointError as error:
             damages.append(error)
             runtime.show(f"warning: {error}")
     raise damages[0]
 
 
-def record_again(history: Sequence[dict[str, float]], method: Method, tracker: Tracker) -> None:
-    """Record the epochs that a checkpoint tells of, should a process have died before it sent them.
+def record_again(history: Sequence[dict[str, float]], method: Method, tracker: Tracker, folder: Path) -> None:
+    """Record the epochs that a checkpoint tells of, and ends of stages, should a process have died before it sent them.
 
     A tracker leaves out what is recorded already.
+
+    Args:
+        history: A row an epoch.
+        method: Names the stages.
+        tracker: The run's record.
+        folder: The run's.
     """
     for index in sorted({int(row["stage"]) - 1 for row in history}):
-        child = tracker.child(method.name_of(index))
+        child = tracker.child(method.name_of(index), reopen=False)
         for row in history:
             if row["stage"] == index + 1:
                 metrics = {name: value for name, value in row.items() if name not in ("stage", "epoch")}
                 for record in (tracker, child):
                     record.log_metrics(metrics, step=int(row["epoch"]))
+        if (end := folder / f"stage-{index + 1}").exists():
+            child.log_artifact(end, "checkpoint", unless_there=True)
         child.finish()
 
 

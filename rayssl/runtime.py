@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -24,6 +25,8 @@ Result = TypeVar("Result")
 
 _KEEP = 2
 """Resume checkpoints kept: the last one, and the one before it should the last be damaged."""
+_LONGEST_WORK = timedelta(days=7)
+"""How long workers wait for one that has work of its own to do."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +123,25 @@ class Tracker(Protocol):
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record numbers of the run at a step (an epoch of the whole run)."""
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Record a file, or a folder with all that is in it."""
+    def log_artifact(self, path: Path, folder: str | None = None, *, unless_there: bool = False) -> None:
+        """Record a file, or a folder with all that is in it.
+
+        Args:
+            path: The file or folder.
+            folder: Where in the record it goes; None: to its top.
+            unless_there: Leave it if there is something in that place.
+        """
 
     def log_model(self, model: nn.Module, name: str) -> None:
         """Record a network that loads where rayssl is not installed."""
 
-    def child(self, name: str) -> "Tracker":
-        """The record of a part of the run, such as a stage; the same one when asked again."""
+    def child(self, name: str, *, reopen: bool = True) -> "Tracker":
+        """The record of a part of the run, such as a stage; the same one when asked again.
+
+        Args:
+            name: The part's.
+            reopen: Whether the part goes on, if it has ended before.
+        """
 
     def finish(self, status: str = "FINISHED") -> None:
         """Close the record: FINISHED, FAILED or KILLED."""
@@ -142,13 +156,13 @@ class NullTracker:
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Do nothing."""
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+    def log_artifact(self, path: Path, folder: str | None = None, *, unless_there: bool = False) -> None:
         """Do nothing."""
 
     def log_model(self, model: nn.Module, name: str) -> None:
         """Do nothing."""
 
-    def child(self, name: str) -> "NullTracker":
+    def child(self, name: str, *, reopen: bool = True) -> "NullTracker":
         """Itself."""
         return self
 
@@ -165,6 +179,7 @@ class WorkerGroup:
         self.world_size = distributed.get_world_size() if distributed.is_initialized() else 1
         self.leads_node = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
         self._bucket_mib = bucket_mib
+        self._patient: distributed.ProcessGroup | None = None
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Wrap for data-parallel training."""
@@ -184,21 +199,32 @@ class WorkerGroup:
 
     def gather(self, value: Result) -> list[Result]:
         """All workers' values."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(values, value)
-        return values
+        return self._gather(value, None)
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Worker r takes items r, r + world_size, ..."""
-        shares = self.gather([function(item) for item in items[self.rank :: self.world_size]])
+        shares = self._gather([function(item) for item in items[self.rank :: self.world_size]], self._patient_group())
         return [shares[i % self.world_size][i // self.world_size] for i in range(len(items))]
 
     def barrier(self) -> None:
         """Wait for the other workers."""
         if self.world_size > 1:
-            distributed.barrier()
+            distributed.barrier(group=self._patient_group())
+
+    def _gather(self, value: Result, group: "distributed.ProcessGroup | None") -> list[Result]:
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value, group=group)
+        return values
+
+    def _patient_group(self) -> "distributed.ProcessGroup | None":
+        """The same workers, with other patience: where one measures or decodes for hours, none hangs."""
+        if self._patient is None and self.world_size > 1:
+            group = distributed.new_group(timeout=_LONGEST_WORK)
+            assert isinstance(group, distributed.ProcessGroup)  # whose member this process is
+            self._patient = group
+        return self._patient
 
 
 class LocalRuntime(WorkerGroup):

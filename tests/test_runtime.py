@@ -2,7 +2,9 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,35 @@ def test_two_workers_share_items_sums_values_and_gradients(tmp_path: Path) -> No
         assert result["wrapped"] and result["gradient"] == [[1.5, 10.0]]
         assert result["restored"] == "rank 0"
     assert [result["shown"] for result in results] == [["once"], []]
+
+
+def work_for_longer_than_others_wait(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=1),
+    )
+    runtime = LocalRuntime(Path(folder))
+
+    def measure(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    found = runtime.map(measure, [2.5, 0.0])
+    if rank == 1:
+        time.sleep(2.5)
+    runtime.barrier()
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_a_worker_that_measures_is_waited_for_beyond_the_time_in_which_training_would_hang(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(work_for_longer_than_others_wait, args=(str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        assert torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) == [2.5, 0.0]
 
 
 def test_no_more_threads_are_used_than_there_are_cores(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from rayssl.launch import mlflow_command, pretrain
 from rayssl.processes import this_process
 from rayssl.recipe_file import flatten
 from rayssl.runs import open_run
+from rayssl.runtime import EpochDone
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 from rayssl.tracking.connection import reason_of
 from rayssl.tracking.outbox import Outbox
@@ -204,6 +205,47 @@ def test_a_resumed_run_records_what_a_dead_process_did_not_send(small_run: Small
     assert [(row.step, row.value) for row in losses] == [(row["epoch"], row["loss"]) for row in report.history]
     stages = [client.get_metric_history(runs[f"{report.folder.name}/stage-{n}"].info.run_id, "loss") for n in (1, 2, 3)]
     assert [[row.step for row in rows] for rows in stages] == [[1], [2, 3], [4]]
+    for number in (1, 2, 3):  # the first one's end came before the kill
+        stage = runs[f"{report.folder.name}/stage-{number}"].info.run_id
+        assert len(client.list_artifacts(stage, "checkpoint")) == 2
+
+
+def test_stages_that_have_ended_are_not_opened_again_by_a_restart(small_run: SmallRun) -> None:
+    config = small_run.config("evaluations=[]")
+    run, uri = open_run(config), tracking_uri(small_run.storage)
+    tracker = MLflowTracker.open(run.path, uri=uri)
+    with pytest.raises(Interrupted):
+        run_experiment(config, DyingRuntime(run.path, after=2), tracker)
+    client = MlflowClient(uri)
+    first = str(tracker.child("stage-1", reopen=False).run_id)
+    ended = client.get_run(first).info.end_time
+    assert ended is not None
+    pretrain(config, show=lambda event: None)
+    assert client.get_run(first).info.end_time == ended
+
+
+def test_a_run_that_dies_while_it_records_its_end_is_finished_by_the_same_command(
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end may wait for a server that is away for two minutes."""
+    config = small_run.config("evaluations=[]")
+
+    def die(*_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MLflowTracker, "flush", die)
+        with pytest.raises(Interrupted):
+            pretrain(config, show=lambda event: None)
+    run = open_run(config)
+    assert (run.path / "encoder.pt").exists() and not run.finished
+    shown: list[object] = []
+    report = pretrain(config, show=shown.append)
+    assert report.folder == run.path and open_run(config).path != run.path
+    assert not any(isinstance(event, EpochDone) for event in shown)  # nothing is trained again
+    run_id = json.loads((run.path / "mlflow.json").read_text())["run_id"]
+    client = MlflowClient(tracking_uri(small_run.storage))
+    assert "report.json" in {item.path for item in client.list_artifacts(run_id)}
 
 
 def test_a_record_that_is_refused_holds_up_no_other(tmp_path: Path) -> None:
@@ -219,6 +261,59 @@ def test_a_record_that_is_refused_holds_up_no_other(tmp_path: Path) -> None:
     assert (run.data.params, run.data.metrics) == ({"key": "first"}, {"loss": 1.0})
     (line,) = told
     assert line.startswith("MLflow refuses a record (") and "Changing param values" in line
+
+
+class NoCredentialsError(Exception):
+    """As the stores' own libraries raise them, of no common kind."""
+
+
+def test_files_that_no_store_takes_hold_up_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayssl.tracking.outbox._PATIENCE", 1.5)
+    told: list[str] = []
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracker = MLflowTracker.open(tmp_path, uri=uri, notify=told.append)
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    may_be_stored = threading.Event()
+    send = MlflowClient.log_artifact
+
+    def refuse(*arguments: Any) -> None:
+        if not may_be_stored.is_set():
+            raise NoCredentialsError("Unable to locate credentials")
+        send(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", refuse)
+    tracker.log_artifact(tmp_path / "config.yaml")
+    tracker.log_metrics({"loss": 3.0}, step=1)
+    tracker.log_metrics({"loss": 2.0}, step=2)
+    client = MlflowClient(uri)
+    assert client.get_run(str(tracker.run_id)).data.metrics == {"loss": 2.0}
+    assert [line.partition(" can't ")[2] for line in told] == [
+        "take files (Unable to locate credentials); training goes on, what it misses is kept and sent later"
+    ]
+    tracker.flush()
+    assert told[1].endswith("still can't take files: 1 files are lost; the run's folder has all")
+    may_be_stored.set()
+    tracker.finish()
+    assert [item.path for item in client.list_artifacts(str(tracker.run_id))] == ["config.yaml"]
+    assert client.get_run(str(tracker.run_id)).info.status == "FINISHED"
+    assert len(told) == 2
+
+
+def test_a_server_that_answers_nothing_is_not_asked_at_every_epoch(tmp_path: Path) -> None:
+    """Ten seconds an answer would be most of a short epoch; all workers wait for rank 0."""
+    outbox = Outbox(f"sqlite:///{tmp_path}/mlflow.db", lambda _: None)
+    asked: list[float] = []
+
+    def take_long(_: MlflowClient) -> None:
+        asked.append(time.monotonic())
+        time.sleep(0.3)
+        raise OSError("timed out")
+
+    started = time.monotonic()
+    while time.monotonic() - started < 1.5:
+        outbox.send(take_long)
+        time.sleep(0.01)
+    assert len(asked) == 1  # the next try is due after 3 s
 
 
 def test_an_interruption_lets_a_call_come_to_its_end(tmp_path: Path) -> None:

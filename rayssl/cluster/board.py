@@ -69,7 +69,8 @@ class ProgressBoard:
         self._lost_at = None
         self._moved_at = time.monotonic()
         self._waiting.discard(rank)
-        self._places.pop(rank, None)
+        # Of an elastic run's larger group before it, some workers have no successor.
+        self._places = {other: place for other, place in self._places.items() if other < size and other != rank}
         self._hosts = {other: name for other, name in self._hosts.items() if other < size} | {rank: host}
 
     def note_loss(self, failures: Mapping[int, str]) -> None:

@@ -39,12 +39,21 @@ _MOST_PARAMS = 100  # that a request may carry
 class MLflowTracker:
     """One MLflow run, a `Tracker`. Use `open` or `attach`.
 
-    Calls never raise and never wait for long: what can't be sent is kept, in order, and sent with a later call.
+    Calls never raise and seldom wait for long: what can't be sent is kept, in order, and sent with a later call.
     """
 
-    def __init__(self, outbox: "Outbox", *, folder: Path, run_id: str | None = None) -> None:
+    def __init__(
+        self,
+        outbox: "Outbox",
+        *,
+        folder: Path,
+        run_id: str | None = None,
+        parent: "MLflowTracker | None" = None,
+    ) -> None:
         self.run_id = run_id  # None until a child's creation is sent
         self._outbox = outbox
+        self._notify = outbox.notify
+        self._parent = parent
         self._folder = folder
         self._children: dict[str, MLflowTracker] = {}
         self._recorded: dict[str, set[int]] | None = None  # steps by metric; None: not asked yet
@@ -94,7 +103,7 @@ class MLflowTracker:
             return None
         tracker = cls(Outbox(with_secrets(uri), notify), folder=folder, run_id=state.run_id)
         for name, run_id in state.children.items():
-            tracker._children[name] = cls(tracker._outbox, folder=folder, run_id=run_id)
+            tracker._children[name] = cls(tracker._outbox, folder=folder, run_id=run_id, parent=tracker)
         return tracker
 
     @property
@@ -136,12 +145,16 @@ class MLflowTracker:
         for row in new:
             self._recorded.setdefault(row.key, set()).add(row.step)
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+    def log_artifact(self, path: Path, folder: str | None = None, *, unless_there: bool = False) -> None:
         """Record a file, or all files of a folder."""
-        if path.is_dir():
-            self._outbox.send(lambda client: client.log_artifacts(self.run_id, str(path), folder))
-        else:
-            self._outbox.send(lambda client: client.log_artifact(self.run_id, str(path), folder))
+        self._outbox.send_file(lambda client: self._send_file(path, folder, unless_there, client))
+
+    def _send_file(self, path: Path, folder: str | None, unless_there: bool, client: "MlflowClient") -> None:
+        if not path.exists():  # it may have waited for long
+            self._notify(f"{path} is gone before MLflow took it")
+        elif not unless_there or not client.list_artifacts(self.run_id, folder):
+            send = client.log_artifacts if path.is_dir() else client.log_artifact
+            send(self.run_id, str(path), folder)
 
     def log_model(self, model: "nn.Module", name: str) -> None:
         """Record a network as an MLflow model: mlflow.pytorch.load_model("runs:/RUN_ID/NAME") gives it back."""
@@ -154,24 +167,32 @@ class MLflowTracker:
         shutil.rmtree(folder, ignore_errors=True)
         # MLflow warns of pickle by a log line and a warning. Its other format holds for one size of picture only.
         logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            mlflow.pytorch.save_model(model, folder, pip_requirements=versions, serialization_format="pickle")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                mlflow.pytorch.save_model(model, folder, pip_requirements=versions, serialization_format="pickle")
+        except Exception as error:  # noqa: BLE001  MLflow's own, or torch's RuntimeError
+            shutil.rmtree(folder, ignore_errors=True)
+            reason = reason_of(error, self._outbox.uri)
+            self._notify(f"{folder}: the model can't be written for MLflow ({reason}), which goes without")
+            return
         self.log_artifact(folder, name)
 
-    def child(self, name: str) -> "MLflowTracker":
-        """The child run called `name`: made at the first call, opened again at later ones."""
+    def child(self, name: str, *, reopen: bool = True) -> "MLflowTracker":
+        """The child run called `name`: made at the first call, opened again at later ones unless that is not wanted."""
         if name in self._children:
             child = self._children[name]
-            self._outbox.send(lambda client: client.update_run(child.run_id, status="RUNNING"))
+            if reopen:
+                self._outbox.send(lambda client: client.update_run(child.run_id, status="RUNNING"))
             return child
-        child = self._children[name] = MLflowTracker(self._outbox, folder=self._folder)
+        child = self._children[name] = MLflowTracker(self._outbox, folder=self._folder, parent=self)
 
         def create(client: "MlflowClient") -> None:
-            parent = client.get_run(self.run_id).info
-            tags = {"mlflow.parentRunId": parent.run_id}
-            run = client.create_run(parent.experiment_id, run_name=f"{parent.run_name}/{name}", tags=tags)
-            child.run_id = run.info.run_id
+            if child.run_id is None:  # else it was made, and could not be remembered
+                parent = client.get_run(self.run_id).info
+                tags = {"mlflow.parentRunId": parent.run_id}
+                run = client.create_run(parent.experiment_id, run_name=f"{parent.run_name}/{name}", tags=tags)
+                child.run_id = run.info.run_id
             self._remember()
 
         self._outbox.send(create)
@@ -193,9 +214,17 @@ class MLflowTracker:
         """Send what is left and close the run; one that did not end well closes its open children too."""
         if status != "FINISHED":
             self._outbox.send(lambda client: close_children(client, str(self.run_id), status))
-        self._outbox.send(lambda client: client.set_terminated(self.run_id, status))
-        if self._children:
-            self._outbox.drain()
+        self._outbox.send(lambda client: self._close(status, client))
+        if self._parent is None:
+            self.flush()
+
+    def _close(self, status: str, client: "MlflowClient") -> None:
+        if client.get_run(self.run_id).info.status != status:  # else its end would move to now
+            client.set_terminated(self.run_id, status)
+
+    def flush(self) -> None:
+        """Wait until all is sent, for two minutes at most if the server is away."""
+        self._outbox.drain()
 
     def _remember(self) -> None:
         children = {name: child.run_id for name, child in self._children.items() if child.run_id}

@@ -275,11 +275,11 @@ class Ledger(NullTracker):
         for name, value in metrics.items():
             self.metrics.setdefault(name, []).append(value)
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+    def log_artifact(self, path: Path, folder: str | None = None, *, unless_there: bool = False) -> None:
         assert path.exists()
         self.files.append(path.name)
 
-    def child(self, name: str) -> "Ledger":
+    def child(self, name: str, *, reopen: bool = True) -> "Ledger":
         return self.children.setdefault(name, Ledger())
 
 
