@@ -1,6 +1,7 @@
 """Pre-train by a recipe, as a Ray job; DIR is a folder of pictures that every node sees.
 
-    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pretrain.py RECIPE data.root=DIR
+    ray job submit --address http://HEAD:8265 --working-dir . -- \
+        python jobs/pretrain.py RECIPE data.root=DIR storage_path=/shared/runs
 
 Runs, checkpoints and reports go to `storage_path`, which every node must see too; MLFLOW_TRACKING_URI names the
 MLflow server. A job joins the cluster that it was submitted to.

@@ -75,7 +75,9 @@ class Row:
     """By metric and data set, METRIC@DATA."""
 
 
-_PROBE = (Protocol(("linear_probe/best/top1",), "imagenet"),)
+_AUGMENTED = "evaluation.views=augmented"
+"""Random crops in each epoch, as in the paper; cached features of sets as large would take up to 200 GiB."""
+_PROBE = (Protocol(("linear_probe/best/top1",), "imagenet", "linear_probe", (_AUGMENTED,)),)
 _VOC, _ROOT = "voc", "data.root={folder}"
 _RESNET = ("backbone.name=resnet", "backbone.depth=50", "backbone.width=64")
 _TRANSFER = (
@@ -168,6 +170,7 @@ TABLES = {
                     "data.test_root={folder}/val",
                     "data.image_size=224",
                     "evaluation.epochs=14",
+                    _AUGMENTED,
                 ),
                 "places",
             ),
@@ -175,7 +178,7 @@ TABLES = {
                 ("linear_probe/best/top1",),
                 "inaturalist",
                 "linear_probe",
-                ("data.name=inaturalist", _ROOT, "evaluation.epochs=84"),
+                ("data.name=inaturalist", _ROOT, "evaluation.epochs=84", _AUGMENTED),
                 "inaturalist",
             ),
         ),

@@ -1,6 +1,7 @@
 """Search by a study, as a Ray job; DIR is a folder of pictures that every node sees.
 
-    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/search.py STUDY data.root=DIR
+    ray job submit --address http://HEAD:8265 --working-dir . -- \
+        python jobs/search.py STUDY data.root=DIR storage_path=/shared/runs
 
 Trials, checkpoints and results go to `storage_path`, which every node must see too; MLFLOW_TRACKING_URI names the
 MLflow server. A job joins the cluster that it was submitted to.

@@ -50,6 +50,9 @@ class ClusterConfig(Config):
     timeout_s: float = Field(default=1800, gt=0)
     """Seconds that workers which train wait for one of them that hangs, before the group is started again. Where one
     measures or decodes, the others wait as long as that takes."""
+    wait_s: float = Field(default=60, ge=0)
+    """Seconds that a running cluster without room for the workers is waited for: nodes that are just replaced, or that
+    an autoscaler starts, which may take ten minutes."""
     bucket_mib: float = Field(default=25, gt=0)
     """MiB of gradients that are averaged over the workers at a time, while the backward pass goes on."""
     address: str | None = None

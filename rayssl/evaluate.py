@@ -68,7 +68,8 @@ def run_evaluation(config: EvaluateConfig, runtime: Runtime, tracker: Tracker | 
         outcomes, shuffled = _measure_together(evaluation, config, pictures.train, told, seeds, runtime)
     else:
         outcomes, shuffled = _measure_apart(evaluation, config, pictures.train, told, seeds, runtime)
-    drop_node_cache(config, runtime)
+    if runtime.leads_node:
+        drop_node_cache(config, runtime.folder)
     metrics = _over_seeds([outcome.metrics for outcome in outcomes])
     notes = [_describe(config, pictures, told), *dict.fromkeys(note for outcome in outcomes for note in outcome.notes)]
     if (num_without := sum(not outcome.metrics for outcome in outcomes)) and metrics:

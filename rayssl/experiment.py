@@ -89,7 +89,8 @@ def run_experiment(config: ExperimentConfig, runtime: Runtime | None = None, tra
     # As large as the set, and made again in a moment.
     if runtime.rank == 0:
         shutil.rmtree(runtime.folder / "cache", ignore_errors=True)
-    drop_node_cache(config, runtime)
+    if runtime.leads_node:
+        drop_node_cache(config, runtime.folder)
     return report
 
 

@@ -1,7 +1,6 @@
 """From a config to a finished run: its folder, its record in MLflow, and the workers, on Ray or in this process."""
 
 import shlex
-import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from rayssl.addresses import has_secret, without_secrets
 from rayssl.config import ExperimentConfig
 from rayssl.errors import RunStopped
 from rayssl.experiment import initial_encoder, local_runtime, run_experiment
-from rayssl.open_data import open_data
+from rayssl.open_data import drop_node_cache, open_data
 from rayssl.report import Report
 from rayssl.runs import RunFolder, open_run
 from rayssl.stopping import asked_to_stop
@@ -76,8 +75,7 @@ def _train(
         initial_encoder(config)
     show(f"starting {config.cluster.describe_workers()} on Ray ...")
     report = run_on_ray(config, run.path, tracking_uri=tracker.uri, show=show, asked_to_stop=asked)
-    if run.store is not None:  # else a worker has deleted them
-        shutil.rmtree(run.path / "cache", ignore_errors=True)
+    drop_node_cache(config, run.path)  # where no worker ran on this machine
     return report
 
 

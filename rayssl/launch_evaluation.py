@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rayssl.addresses import without_secrets
@@ -15,6 +16,7 @@ from rayssl.object_store import store_of
 from rayssl.recipe_file import flatten
 from rayssl.runtime import LocalRuntime
 from rayssl.sources import Source
+from rayssl.storage import locked
 from rayssl.tracking import MLflowTracker, tracking_uri
 
 _NOT_DECISIVE = ("cluster.", "storage_path", "keep_features_gib")
@@ -47,17 +49,50 @@ def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object],
         show(warning)
     results = home / "evaluations"
     work = results / f".{source.part}{config.evaluation.name}-{config.fingerprint}"
-    try:
-        shutil.rmtree(work, ignore_errors=True)  # left by a process that died
-        work.mkdir(parents=True)
+    with _own_folder(work):
         if store is not None:
             store.delete(work)
-    except OSError as error:
-        raise ConfigError(f"storage_path: {results} can't be written ({error.strerror})") from None
+        try:
+            measurement = _measure(config, work, show)
+        finally:
+            FeatureStore(results / FEATURES).shrink(config.keep_features_gib)
+        report = _file(measurement, config, source, work, warnings)
+    if store is not None:
+        store.push(results)
+        store.delete(work)  # what Ray kept there
+        show(f"results are in {store.address_of(results)}")
+    _record(report, source, home, show)
+    if store is not None and source.run_folder is None:
+        store.push(home)  # which remembers its record
+    return report
+
+
+@contextmanager
+def _own_folder(work: Path) -> Iterator[None]:
+    """Make an empty folder, for this process alone, and delete it once the body has ended well.
+
+    Raises:
+        ConfigError: If it can't be made, or another process works there.
+    """
+    lock = work.with_name(f"{work.name}.lock")
     try:
-        measurement = _measure(config, work, show)
-    finally:
-        FeatureStore(results / FEATURES).shrink(config.keep_features_gib)
+        work.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        raise ConfigError(f"storage_path: {work.parent} can't be written ({error.strerror})") from None
+    with locked(lock, f"{work.parent}: the same evaluation is being made by another process. Wait for it."):
+        shutil.rmtree(work, ignore_errors=True)  # left by a process that died
+        work.mkdir()
+        yield
+        shutil.rmtree(work, ignore_errors=True)
+        lock.unlink()
+
+
+def _file(
+    measurement: Measurement, config: EvaluateConfig, source: Source, work: Path, warnings: list[str]
+) -> EvaluationReport:
+    """Write the result, and bring what was drawn and listed to its place."""
+    results = work.parent
     report = EvaluationReport(
         results,
         source.name,
@@ -75,14 +110,6 @@ def evaluate(config: EvaluateConfig, source: Source, *, show: Callable[[object],
         shutil.rmtree(results / report.stem, ignore_errors=True)
         (results / report.stem).mkdir()
         (work / EXAMPLES).replace(results / report.stem / EXAMPLES)
-    shutil.rmtree(work, ignore_errors=True)
-    if store is not None:
-        store.push(results)
-        store.delete(work)  # what Ray kept there
-        show(f"results are in {store.address_of(results)}")
-    _record(report, source, home, show)
-    if store is not None and source.run_folder is None:
-        store.push(home)  # which remembers its record
     return report
 
 

@@ -10,7 +10,6 @@ from rayssl.config import ExperimentConfig
 from rayssl.data import ImageList, Pictures, Splits, check_size, open_pictures
 from rayssl.errors import DataError
 from rayssl.evaluate_config import EvaluateConfig
-from rayssl.runtime import Runtime
 from rayssl.storage import is_address
 
 
@@ -77,10 +76,10 @@ def _node_cache(config: ExperimentConfig | EvaluateConfig, folder: Path) -> Path
     return config.data.cache_path.expanduser() / f"{folder.name}-{digest}"
 
 
-def drop_node_cache(config: ExperimentConfig | EvaluateConfig, runtime: Runtime) -> None:
-    """Delete the decoded pictures of a run that has ended, on each machine."""
-    own = _node_cache(config, runtime.folder)
-    if runtime.leads_node and own is not None:
+def drop_node_cache(config: ExperimentConfig | EvaluateConfig, folder: Path) -> None:
+    """Delete this machine's own decoded pictures of the run in `folder`, which has ended."""
+    own = _node_cache(config, folder)
+    if own is not None:
         shutil.rmtree(own, ignore_errors=True)
 
 

@@ -1,6 +1,5 @@
 """Run folders: one for each pre-training, named by the recipe and a hash of the resolved config."""
 
-import fcntl
 import hashlib
 import json
 import re
@@ -15,14 +14,14 @@ from rayssl.errors import ConfigError
 from rayssl.files import write_whole
 from rayssl.object_store import ObjectStore, open_store
 from rayssl.recipe_file import to_yaml
-from rayssl.storage import LOCK, StoragePath, in_job, is_address, lasting, parse_storage_path, split_run_address
+from rayssl.storage import LOCK, StoragePath, in_job, is_address, lasting, locked, parse_storage_path, split_run_address
 
 _CONFIG = "config.yaml"
 _REPORT = "report.json"
 _RESULT_IS_THE_SAME: dict[str, Any] = {
     "storage_path": True,
     "data": {"cache_path"},
-    "cluster": {"timeout_s", "bucket_mib"},
+    "cluster": {"timeout_s", "wait_s", "bucket_mib"},
 }
 """Settings that don't decide a run's result: where things lie, and how long is waited."""
 _ID = re.compile(r"[0-9a-f]{8}(-\d+)?")
@@ -64,13 +63,8 @@ class RunFolder:
             CheckpointError: If the store can't be reached.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.path}: this run is being trained by another process. Wait for it, or change the config."
-                ) from None
+        taken = f"{self.path}: this run is being trained by another process. Wait for it, or change the config."
+        with locked(self.path / LOCK, taken):
             if self.store is not None:
                 self.store.pull(self.path)
             yield

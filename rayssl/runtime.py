@@ -23,7 +23,7 @@ from rayssl.training.background import Background
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_KEEP = 2
+KEPT_CHECKPOINTS = 2
 """Resume checkpoints kept: the last one, and the one before it should the last be damaged."""
 _LONGEST_WORK = timedelta(days=7)
 """How long workers wait for one that has work of its own to do."""
@@ -74,11 +74,20 @@ class Runtime(Protocol):
     def gather(self, value: Result) -> list[Result]:
         """Give every worker all workers' values, in rank order."""
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Apply `function` to each item, spread over the workers; every worker gets all results, in order."""
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, patiently: bool = False
+    ) -> list[Result]:
+        """Apply `function` to each item, spread over the workers; every worker gets all results, in order.
+
+        Args:
+            function: What is applied.
+            items: To what; the same on all workers.
+            patiently: Whether an item may take for hours, so that a worker which is waited for does not count as one
+                that hangs.
+        """
 
     def barrier(self) -> None:
-        """Wait until every worker is here."""
+        """Wait until every worker is here, however long one may prepare what the others use."""
 
     def report(
         self,
@@ -201,9 +210,12 @@ class WorkerGroup:
         """All workers' values."""
         return self._gather(value, None)
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, patiently: bool = False
+    ) -> list[Result]:
         """Worker r takes items r, r + world_size, ..."""
-        shares = self._gather([function(item) for item in items[self.rank :: self.world_size]], self._patient_group())
+        own = [function(item) for item in items[self.rank :: self.world_size]]
+        shares = self._gather(own, self._patient_group() if patiently else None)
         return [shares[i % self.world_size][i // self.world_size] for i in range(len(items))]
 
     def barrier(self) -> None:
@@ -281,7 +293,7 @@ class LocalRuntime(WorkerGroup):
     def _write(self, save: Callable[[Path], None]) -> None:
         number = max((int(path.name) for path in self._checkpoints()), default=0) + 1
         save(self._resume / f"{number:06d}")
-        for old in self._checkpoints()[:-_KEEP]:
+        for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
 
     def checkpoints(self) -> Sequence[Path]:

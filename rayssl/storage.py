@@ -3,6 +3,8 @@
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
 
@@ -104,6 +106,25 @@ def local_folder(storage_path: StoragePath) -> Path:
     digest = hashlib.sha256(storage_path.encode()).hexdigest()[:10]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "rayssl" / "storage" / f"{urlsplit(storage_path).netloc or 'file'}-{digest}"
+
+
+@contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Have a lock file to this process while the body runs; other machines do not notice.
+
+    Args:
+        path: The file.
+        taken: What to tell if another process of this machine has it.
+
+    Raises:
+        ConfigError: If one has.
+    """
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(taken) from None
+        yield
 
 
 def is_locked(folder: Path) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rayssl import cli
-from rayssl.errors import DataError
+from rayssl.errors import ConfigError, DataError
 from rayssl.evaluate_config import load_evaluation
 from rayssl.evaluation_report import EvaluationReport
 from rayssl.experiment import build_encoder, evaluate_beside_random, fitting_evaluations
@@ -69,6 +69,23 @@ def test_a_runs_result_is_filed_with_it_recorded_in_mlflow_and_set_beside_the_pa
         f"{report.stem}.json",
         f"{report.stem}.md",
     ]
+
+
+def test_the_same_evaluation_is_made_by_one_process_at_a_time(small_run: SmallRun) -> None:
+    """The second one would begin by deleting what the first one works with."""
+    source = str(finished_run(small_run))
+    seconds: list[str] = []
+
+    def show(event: object) -> None:
+        if str(event).startswith("knn: ") and not seconds:
+            seconds.append("tried")
+            with pytest.raises(ConfigError, match="the same evaluation is being made by another process"):
+                run(small_run, source, "knn")
+
+    config, found, _ = load_evaluation(source, "knn", [f"storage_path={small_run.storage}"])
+    report = evaluate(config, found, show=show)
+    assert seconds
+    assert run(small_run, source, "knn")[0].metrics == report.metrics
 
 
 def test_the_command_gives_what_the_run_itself_would_have_measured(small_run: SmallRun, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 from rayssl.data import DigitsConfig, ImageList
 from rayssl.errors import DataError
 from rayssl.open_data import OpenPictures, drop_node_cache, open_data
-from rayssl.runtime import LocalRuntime
 from tests.conftest import SmallRun
 
 
@@ -68,7 +67,7 @@ def test_each_machine_keeps_its_own_copy_where_it_is_told_to(small_run: SmallRun
         opened.append(open_data(config, folder, rank=2, leads_node=False))
         (own,) = (tmp_path / machine).iterdir()
         assert (own / "train" / "pictures.bin").is_file()
-        drop_node_cache(config, LocalRuntime(folder))
+        drop_node_cache(config, folder)
         assert not own.exists()
     assert not (folder / "cache").exists()
     assert all(np.array_equal(each.train.labels, opened[0].train.labels) for each in opened)

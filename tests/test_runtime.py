@@ -190,7 +190,7 @@ def work_for_longer_than_others_wait(rank: int, folder: str) -> None:
         time.sleep(seconds)
         return seconds
 
-    found = runtime.map(measure, [2.5, 0.0])
+    found = runtime.map(measure, [2.5, 0.0], patiently=True)
     if rank == 1:
         time.sleep(2.5)
     runtime.barrier()

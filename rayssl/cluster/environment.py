@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from rayssl.config import ClusterConfig
@@ -17,8 +17,6 @@ from rayssl.errors import ClusterError
 _ONE_NODE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's name for whether nodes of other machines may join, on any system."""
 _KNOCK_SECONDS = 10
-_ROOM_SECONDS = 60.0
-"""How long a running cluster that is too small is waited for: a node may just be replaced, or not have joined yet."""
 
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report costs one poll of the controller: 2 s by default
@@ -80,7 +78,7 @@ def ray_cluster(config: ClusterConfig, *, nested: bool = False) -> Iterator[bool
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, sigterm)  # Ray puts one of its own in its place, which ends the process at once
     try:
-        _check_size(config, patience=0.0 if address is None else _ROOM_SECONDS)
+        _check_size(config, patience=0.0 if address is None else config.wait_s)
         yield bool(context.dashboard_url)
     finally:
         ray.shutdown()
@@ -161,20 +159,39 @@ def _unreachable(address: str | None, error: Exception) -> ClusterError:
 
 
 def _check_size(config: ClusterConfig, *, patience: float) -> None:
-    """Refuse what would wait for ever: more CPUs or GPUs than all nodes have, also after so many seconds."""
+    """Refuse what would wait for ever: more CPUs or GPUs than all nodes have, also after so many seconds.
+
+    A node may just be replaced, or not have joined yet; where there is an autoscaler, it is asked for nodes.
+    """
     import ray
 
+    if _lacking(config, ray.cluster_resources()) is None:
+        return
     deadline = time.monotonic() + patience
-    while (lack := _lacking(config, ray.cluster_resources())) is not None:
-        if time.monotonic() >= deadline:
-            waited = f", also after {patience:.0f} s" if patience else ""
-            resource, each, wanted, has = lack
-            raise ClusterError(
-                f"cluster.workers: {config.least_workers} workers with {each:g} {resource}s each need {wanted:g}, the "
-                f"cluster has {has:g}{waited}. Lower cluster.workers or cluster.{resource.lower()}s_per_worker, or "
-                "add nodes."
-            )
-        time.sleep(1)
+    with _asking_for_nodes(config) if patience else nullcontext():
+        while (lack := _lacking(config, ray.cluster_resources())) is not None:
+            if time.monotonic() >= deadline:
+                waited = f", also after {patience:.0f} s (cluster.wait_s)" if patience else ""
+                resource, each, wanted, has = lack
+                raise ClusterError(
+                    f"cluster.workers: {config.least_workers} workers with {each:g} {resource}s each need {wanted:g}, "
+                    f"the cluster has {has:g}{waited}. Lower cluster.workers or "
+                    f"cluster.{resource.lower()}s_per_worker, or add nodes."
+                )
+            time.sleep(1)
+
+
+@contextmanager
+def _asking_for_nodes(config: ClusterConfig) -> Iterator[None]:
+    """Let Ray's autoscaler, if the cluster has one, bring room for the workers; later it may take idle nodes back."""
+    from ray.autoscaler.sdk import request_resources
+
+    worker = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    request_resources(bundles=[{name: each for name, each in worker.items() if each}] * config.least_workers)
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def _lacking(config: ClusterConfig, has: dict[str, float]) -> tuple[str, float, float, float] | None:

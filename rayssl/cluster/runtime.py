@@ -15,7 +15,7 @@ from ray.train.v2._internal.execution import context as train_context
 from rayssl.cluster.board import post
 from rayssl.errors import RaysslError
 from rayssl.object_store import ObjectStore
-from rayssl.runtime import WorkerGroup, use_threads
+from rayssl.runtime import KEPT_CHECKPOINTS, WorkerGroup, use_threads
 
 
 class TrainRuntime(WorkerGroup):
@@ -131,25 +131,27 @@ class TrainRuntime(WorkerGroup):
         """Ray's last checkpoint, after a lost worker or a restart of the same run, and the one before it.
 
         Later ones, which were written as the driver died, before Ray took note of them, are deleted: nobody else would.
+        If Ray knows of none at all, whole ones that are there count: the run died as it wrote its first one, or Ray's
+        list of them was damaged.
         """
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return []
-        newest = Path(checkpoint.path)
+        known = Path(checkpoint.path).name if checkpoint is not None else None
         if self._kept_in is not None:
-            return self._bring_checkpoints(self._kept_in, newest.name)
-        found = sorted(newest.parent.glob("checkpoint_*[0-9]"), reverse=True)
+            return self._bring_checkpoints(self._kept_in, known)
+        place = Path(ray.train.get_context().get_storage().experiment_fs_path)
+        whole = sorted(place.glob("checkpoint_*[0-9]"), reverse=True)
+        found = [path for path in whole if known is None or path.name <= known]
         if self.rank == 0:
-            half_written = [*newest.parent.glob("*.partial"), *newest.parent.glob("*.outdated")]
-            for place in (*half_written, *(place for place in found if place.name > newest.name)):
-                shutil.rmtree(place, ignore_errors=True)
-        return [newest, *(place for place in found if place.name < newest.name)]
+            later = set(whole) - set(found)
+            for path in (*place.glob("*.partial"), *place.glob("*.outdated"), *later, *found[KEPT_CHECKPOINTS:]):
+                shutil.rmtree(path, ignore_errors=True)
+        return found[:KEPT_CHECKPOINTS]
 
-    def _bring_checkpoints(self, store: ObjectStore, newest: str) -> list[Path]:
-        """The same from a store, by one worker of each node."""
+    def _bring_checkpoints(self, store: ObjectStore, known: str | None) -> list[Path]:
+        """The same from a store, by one worker of each node; what Ray does not know of may be there by half."""
         place = self.folder / "ray"
         found = [name for name in store.names(place) if name.startswith("checkpoint_")]
-        names = [name for name in found if name <= newest]
+        names = [name for name in found if known is not None and name <= known]
         if self.rank == 0:
             for name in set(found) - set(names):
                 store.delete(place / name)

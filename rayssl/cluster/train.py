@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ from rayssl.cluster.repeating import repeated
 from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, RaysslError, RunStopped, full_disk
 from rayssl.experiment import run_experiment
+from rayssl.files import write_whole
 from rayssl.object_store import ObjectStore, store_of
 from rayssl.report import Report
 from rayssl.runtime import Runtime, Tracker
@@ -113,14 +114,23 @@ def work_on_ray(
             claimed(trainer, folder),
             counted_often() if settings.is_elastic else nullcontext(),
         ):
+            (folder / "error.txt").unlink(missing_ok=True)
             try:
                 result = trainer.fit().return_value
             except ray.train.TrainingFailedError as error:
                 raise_mistake(board)
                 told = last_line(next(iter(getattr(error, "worker_failures", {}).values()), error))
+                place = _write_errors(folder, error)
                 raise ClusterError(
                     f"the run stopped after {settings.max_failures + 1} attempts (cluster.max_failures); the last "
-                    f"ended with: {told}. Its checkpoints are in {storage_path}; the same command goes on from there."
+                    f"ended with: {told}. {place} has all that it said. The run's checkpoints are in {storage_path}; "
+                    "the same command goes on from there."
+                ) from error
+            except ray.exceptions.RayActorError as error:
+                place = _write_errors(folder, error)
+                raise ClusterError(
+                    f"Ray's controller of the run ended with: {last_line(error)}. {place} has all that it said. The "
+                    f"run's checkpoints are in {storage_path}; the same command goes on from there."
                 ) from error
         raise_mistake(board)
     if store is not None:
@@ -176,6 +186,16 @@ def _train_worker(arguments: dict[str, Any]) -> Any:
         raise
 
 
+def _write_errors(folder: Path, error: Exception) -> Path:
+    """Keep what workers have said at their end, tracebacks included: on a cluster their own logs go with them."""
+    workers = getattr(error, "worker_failures", {})
+    texts = [f"worker {rank}: {failure}" for rank, failure in sorted(workers.items())]
+    place = folder / "error.txt"
+    with suppress(OSError):
+        write_whole(place, "\n\n".join([str(error), *texts]) + "\n")
+    return place
+
+
 def _shown(
     board: Any, show: Callable[[object], None], asked_to_stop: threading.Event | None
 ) -> AbstractContextManager[None]:
@@ -186,6 +206,7 @@ def _shown(
         if asked_to_stop is not None and asked_to_stop.is_set():
             board.stop.remote()
         for event in take(board):
-            show(event)
+            with suppress(BrokenPipeError):  # whoever looked has gone; the run goes on, and can still be stopped
+                show(event)
 
     return repeated(pass_on, _POLL_SECONDS)

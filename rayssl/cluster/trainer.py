@@ -1,16 +1,24 @@
 """The TorchTrainer of a run, or of a trial of several workers."""
 
+import json
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from rayssl.cluster.board import last_line
+from rayssl.cluster.board import last_line, post
 from rayssl.cluster.network import NodeNetworkConfig
 from rayssl.config import ClusterConfig
+from rayssl.runtime import KEPT_CHECKPOINTS
+from rayssl.storage import is_address
+
+_FOLDER = "ray"
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray's list of a run's checkpoints, in its folder."""
 
 
 def build_trainer(
@@ -32,6 +40,11 @@ def build_trainer(
         callbacks: More that is called in Train's controller.
         has_dashboard: Whether the cluster has one.
     """
+    if not is_address(storage_path) and _is_misleading(listed := Path(storage_path) / _FOLDER / _SNAPSHOT):
+        listed.replace(listed.with_suffix(".damaged"))
+        post(
+            arguments["board"], f"warning: {listed} is damaged or names checkpoints that are gone, and was moved aside"
+        )
     resources = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
     return _Trainer(
         work,
@@ -42,14 +55,25 @@ def build_trainer(
             num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name="ray",
+            name=_FOLDER,
             storage_path=storage_path,
             callbacks=[*callbacks, TellLosses(arguments["board"])],
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _is_misleading(listed: Path) -> bool:
+    """Whether Ray, which writes its list in place and trusts it, could not start with it."""
+    try:
+        names = [result["checkpoint_dir_name"] for result in json.loads(listed.read_bytes())["checkpoint_results"]]
+        return not all((listed.parent / name).is_dir() for name in names)
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True
 
 
 class TellLosses(ray.train.UserCallback):

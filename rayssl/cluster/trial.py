@@ -51,8 +51,16 @@ class _Trial:
         return StageStore(self.stages, self.config) if self.stages is not None else None
 
 
-def run_trial(study: Study, folder: Path, values: dict[str, Any]) -> None:
-    """What Tune runs. A user's mistake is written down, so that it is not tried again as if a node had been lost."""
+def run_trial(study: Study, folder: Path, values: dict[str, Any], *, directory: Path) -> None:
+    """What Tune runs. A user's mistake is written down, so that it is not tried again as if a node had been lost.
+
+    Args:
+        study: What is searched.
+        folder: The search's folder.
+        values: What the trial tries, by dotted keys.
+        directory: Where the command was typed.
+    """
+    enter_directory(directory)
     name = tune.get_context().get_trial_name()  # with pbt the config may be another trial's
     own = folder / "trials" / name
     own.mkdir(parents=True, exist_ok=True)
@@ -97,7 +105,7 @@ def evaluate_winner(config: ExperimentConfig, folder: Path, name: str) -> Report
         raise CheckpointError(f"{own}: the checkpoint of its last stage is gone. Run the recipe {own / 'config.yaml'}")
     task = ray.remote(num_cpus=settings.cpus_per_worker, num_gpus=settings.gpus_per_worker)(_evaluate)
     try:
-        report: Report = ray.get(task.remote(config, own, end))
+        report: Report = ray.get(task.remote(config, own, end, Path.cwd()))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, RaysslError):
             raise error.cause from None
@@ -194,7 +202,8 @@ def _work_in_group(arguments: dict[str, Any]) -> bool:
         raise
 
 
-def _evaluate(config: ExperimentConfig, folder: Path, end: Path) -> Report:
+def _evaluate(config: ExperimentConfig, folder: Path, end: Path, directory: Path) -> Report:
+    enter_directory(directory)
     settings = config.cluster
     write_whole(folder / "config.yaml", to_yaml(config))
     use_gpu = settings.gpus_per_worker > 0

@@ -159,8 +159,10 @@ def _make_trainable(study: Study, folder: Path) -> Any:
 
     from rayssl.cluster.trial import run_trial
 
+    directory = Path.cwd()
+
     def trial(config: dict[str, Any]) -> None:
-        run_trial(study, folder, config)
+        run_trial(study, folder, config, directory=directory)
 
     cluster = _trial_cluster(study)
     resources = {"CPU": float(cluster.cpus_per_worker)}

@@ -41,7 +41,7 @@ def measure_all(
         if not is_shared[number]
         for part in evaluation.parts(num_parts)
     ]
-    results = runtime.map(lambda piece: measure(items[piece[0]][0], piece[1], None), pieces)
+    results = runtime.map(lambda piece: measure(items[piece[0]][0], piece[1], None), pieces, patiently=True)
     found: list[list[dict[str, float]]] = [[] for _ in items]
     for (number, _), result in zip(pieces, results, strict=True):
         found[number].append(result)

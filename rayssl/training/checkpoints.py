@@ -131,8 +131,7 @@ def load_checkpoint(folder: Path, *, device: torch.device | str = "cpu") -> Chec
     except (OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{folder}: can't be read ({reason}). The checkpoint before it may do: delete this folder, "
-            "or start over with --fresh."
+            f"{folder}: can't be read ({reason}). If there is no other checkpoint that can, start over with --fresh."
         ) from None
 
 

@@ -2,12 +2,19 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from rayssl.cluster import environment
 from rayssl.config import ClusterConfig
@@ -68,23 +75,85 @@ def test_a_cluster_that_a_run_starts_for_itself_listens_on_loopback_alone() -> N
     assert found and set(found) <= set(LOOPBACK), found
 
 
-def test_a_running_cluster_that_is_too_small_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, float]]]:
+    """What an autoscaler is asked for."""
+    calls: list[list[dict[str, float]]] = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda *, bundles: calls.append(bundles))
+    return calls
+
+
+def test_a_running_cluster_that_is_too_small_is_waited_for(
+    asked: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A node may have been lost a moment ago."""
-    sizes = [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 4.0}]
+    sizes = [{"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 4.0}, {"CPU": 4.0}]
     monkeypatch.setattr(ray, "cluster_resources", lambda: sizes.pop(0))
     monkeypatch.setattr(environment.time, "sleep", lambda _: None)
+    environment._check_size(ClusterConfig(workers=(2, 8), cpus_per_worker=2), patience=60.0)
+    assert len(sizes) == 1
+    assert asked == [[{"CPU": 2}, {"CPU": 2}], []]
     environment._check_size(ClusterConfig(workers=4), patience=60.0)
-    assert not sizes
+    assert len(asked) == 2  # there is room
 
 
-def test_a_cluster_that_stays_too_small_is_refused_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+AUTOSCALED = """
+import subprocess, sys
+from rayssl.cluster.environment import ray_cluster
+from rayssl.config import ClusterConfig
+with ray_cluster(ClusterConfig(workers=2, address=sys.argv[1], wait_s=120)):
+    import ray
+    print("CPUs", ray.cluster_resources()["CPU"])
+"""
+
+
+@pytest.mark.slow
+def test_an_autoscaler_is_asked_for_nodes(tmp_path: Path) -> None:
+    """A head without CPUs, as on Kubernetes, and Ray's own autoscaler over processes of this machine."""
+    from ray._private.test_utils import find_free_port
+
+    example = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node/example.yaml"
+    settings = yaml.safe_load(example.read_text())
+    settings["available_node_types"] = {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 4},
+    }
+    config = tmp_path / "autoscaler.json"
+    config.write_text(json.dumps(settings))
+    port = find_free_port()
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket must be short
+    head = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0", f"--port={port}"]
+    head += [f"--autoscaling-config={config}", f"--temp-dir={temporary}", "--include-dashboard=false"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    cluster = subprocess.Popen(head, start_new_session=True, env=environment, **quiet)  # type: ignore[call-overload]
+    try:
+        command = [sys.executable, "-c", AUTOSCALED, f"127.0.0.1:{port}"]
+        for _ in range(30):
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
+            if "no Ray cluster can be reached" not in done.stderr:
+                break
+            time.sleep(1)
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout.split()[-1]) >= 2
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(cluster.pid, number)
+            time.sleep(3)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_cluster_that_stays_too_small_is_refused_with_what_is_missing(
+    asked: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     config = ClusterConfig(workers=2, gpus_per_worker=1)
     with pytest.raises(ClusterError, match="2 workers with 1 GPUs each need 2, the cluster has 1. Lower"):
         environment._check_size(config, patience=0.0)
     clock = iter([0.0, 61.0])
     monkeypatch.setattr(environment.time, "monotonic", lambda: next(clock))
-    with pytest.raises(ClusterError, match="the cluster has 1, also after 60 s. Lower"):
+    with pytest.raises(ClusterError, match="the cluster has 1, also after 60 s \\(cluster.wait_s\\). Lower"):
         environment._check_size(config, patience=60.0)
 
 

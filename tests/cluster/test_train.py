@@ -1,5 +1,6 @@
 """Runs on a real Ray: the numbers of a plain process, killed workers and drivers, mistakes that come back."""
 
+import json
 import os
 import pickle
 import re
@@ -18,10 +19,10 @@ import ray
 import torch
 from PIL import Image
 
-from rayssl.cluster.board import ProgressBoard, describe_loss
+from rayssl.cluster.board import ProgressBoard, describe_loss, put_up_board
 from rayssl.cluster.claims import claimed
 from rayssl.cluster.environment import ray_cluster
-from rayssl.cluster.train import run_on_ray
+from rayssl.cluster.train import run_on_ray, work_on_ray
 from rayssl.cluster.trainer import build_trainer
 from rayssl.config import ClusterConfig, ExperimentConfig
 from rayssl.errors import ClusterError, DataError
@@ -152,6 +153,64 @@ def test_a_mistake_that_only_workers_see_comes_back_as_itself(small_run: SmallRu
         on_ray(small_run.config("cluster.workers=1", "data.name=folder", "data.root=/nowhere"))
 
 
+def test_what_a_bug_said_on_a_worker_is_kept_with_its_traceback(
+    small_run: SmallRun, ray_here: None, tmp_path: Path
+) -> None:
+    """Of a pod that is gone nothing else remains."""
+    config = small_run.config("cluster.workers=1", "cluster.max_failures=0")
+
+    def work_with_a_bug(*_: object) -> None:
+        raise AttributeError("no such attribute")
+
+    with pytest.raises(ClusterError, match=r"ended with: .*no such attribute\. .*error\.txt has all that it said"):
+        work_on_ray(work_with_a_bug, config, tmp_path, tracking_uri=None, show=lambda _: None)
+    text = (tmp_path / "error.txt").read_text()
+    assert "Traceback" in text and "in work_with_a_bug" in text
+
+
+def snapshot(*names: str) -> str:
+    return json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]})
+
+
+@pytest.mark.parametrize(
+    ("content", "is_moved"),
+    [
+        (snapshot("checkpoint_1", "checkpoint_2"), False),
+        (snapshot("checkpoint_0", "checkpoint_1"), True),
+        (snapshot("checkpoint_1")[:-9], True),
+        ("", True),
+        ("[]", True),
+    ],
+)
+def test_a_list_of_checkpoints_that_would_stop_ray_is_moved_aside(
+    content: str, is_moved: bool, ray_here: None, tmp_path: Path
+) -> None:
+    listed = tmp_path / "ray" / "checkpoint_manager_snapshot.json"
+    for number in (1, 2):
+        (tmp_path / "ray" / f"checkpoint_{number}").mkdir(parents=True)
+    listed.write_text(content)
+    board = put_up_board(60.0)
+    build_trainer(print, {"board": board}, ClusterConfig(), storage_path=str(tmp_path))
+    assert listed.exists() != is_moved
+    assert len(ray.get(board.take.remote())) == is_moved
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_though_rays_list_of_its_checkpoints_is_damaged(small_run: SmallRun, ray_here: None) -> None:
+    config = small_run.config("cluster.workers=1", "evaluations=[]")
+    whole = on_ray(config)
+    listed = whole.folder / "ray" / "checkpoint_manager_snapshot.json"
+    for damaged in (listed.read_text()[:100], snapshot("checkpoint_that_is_gone")):
+        (whole.folder / "report.json").unlink()
+        listed.write_text(damaged)
+        events: list[object] = []
+        assert_same(on_ray(config, events), whole)
+        assert any("moved aside" in str(event) for event in events)
+        assert any("going on from" in str(event) for event in events)
+        assert not any(isinstance(event, EpochDone) for event in events)
+        assert len(list(listed.parent.glob("checkpoint_*[0-9]"))) == 2
+
+
 @pytest.mark.parametrize("has_dashboard", [True, False])
 def test_the_cleaner_that_asks_the_dashboard_works_only_where_there_is_one(
     has_dashboard: bool, ray_here: None, tmp_path: Path
@@ -250,6 +309,18 @@ def test_all_workers_stop_at_the_first_place_that_none_has_passed() -> None:
     assert board.stops_at(0, (1, 4)) and board.stops_at(1, (1, 4))
     board.stop()  # asked again and again, until the run has ended
     assert board.stops_at(1, (1, 4))
+
+
+def test_workers_of_a_larger_group_that_are_gone_put_off_no_stop() -> None:
+    """An elastic run that lost half of its workers in the middle of an epoch, and goes on from its checkpoint."""
+    board = ProgressBoard()
+    for rank in range(4):
+        board.stops_at(rank, (3, 900))
+    for rank in range(2):
+        board.join(rank, 2, f"10.0.0.{rank}")
+    assert not board.stops_at(0, (3, 4)) and not board.stops_at(1, (3, 4))
+    board.stop()
+    assert board.stops_at(0, (3, 8)) and board.stops_at(1, (3, 8))
 
 
 def taken(board: ProgressBoard) -> list[str]:

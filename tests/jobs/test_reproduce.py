@@ -71,6 +71,8 @@ def test_every_protocol_is_one_that_is_known(reproduce: ModuleType, small_run: S
             if protocol.name is not None:
                 overrides = [each.replace("{folder}", "/pictures") for each in protocol.overrides]
                 config, _, _ = load_evaluation(str(run), protocol.name, [*overrides, *protocol.supervised])
+                if isinstance(config.evaluation, LinearProbeConfig):
+                    assert config.evaluation.views == "augmented"  # features of so many pictures fit nowhere
                 if protocol.data in ("places205", "inaturalist"):
                     assert config.data.image_size == 224
                     assert isinstance(config.evaluation, LinearProbeConfig)

@@ -163,7 +163,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     save_checkpoint(trained(), tmp_path / "c")
     content = (tmp_path / "c" / "tensors.pt").read_bytes()
     (tmp_path / "c" / "tensors.pt").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match=r"c: can't be read \(.+\)\. The checkpoint before it may do"):
+    with pytest.raises(CheckpointError, match=r"c: can't be read \(.+\)\. If there is no other"):
         load_checkpoint(tmp_path / "c")
 
 
