@@ -145,9 +145,9 @@ def skipped(benchmark: str, why: str) -> dict[str, object]:
 
 
 def print_rows(rows: list[dict[str, object]]) -> None:
-    """Print a JSON line a row; a benchmark prints nothing after them."""
+    """Print a JSON line a row; a benchmark prints nothing after its last ones."""
     for result in rows:
-        print(json.dumps(result))
+        print(json.dumps(result), flush=True)
 
 
 def _rounded(value: object) -> object:

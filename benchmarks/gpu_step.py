@@ -92,13 +92,12 @@ def main() -> None:
     print(
         f"{card}, {options.side} px, batch {options.batch}, bfloat16; peak: {peak_tflops(card) or 'unknown'} TFLOPS\n"
     )
-    rows = []
+    # As they come: a rented GPU may be taken back before the last one.
     for name, measured in measure_all(scene, rounds=options.rounds):
         print_stages(name, measured, scene)
-        rows += compare_stages(f"gpu_step {name}", measured)
-    rows += compare_with_lightly(scene, rounds=options.rounds)
-    rows += compare_loop_with_step(scene, rounds=options.rounds)
-    print_rows(rows)
+        print_rows(compare_stages(f"gpu_step {name}", measured))
+    print_rows(compare_with_lightly(scene, rounds=options.rounds))
+    print_rows(compare_loop_with_step(scene, rounds=options.rounds))
 
 
 def parse_options() -> argparse.Namespace:
@@ -113,7 +112,7 @@ def step_options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--side", type=int, default=224, help="of the views, in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each contestant")
     parser.add_argument("--steps", type=int, default=10, help="steps of a turn")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     return parser
 
 

@@ -133,7 +133,7 @@ def measure_stages(
         torch.manual_seed(0)
         stage = build_stage(backbone.build(), blocks, task, scene.device, scene.side)
         steps[name] = training_step(stage, views, scene)
-        peaks[name] = peak_mebibytes(steps[name], scene.device)
+        peaks[name] = peak_mebibytes(steps[name], stage, scene.device)
     timings = interleaved_seconds({name: repeated(step, scene.steps) for name, step in steps.items()}, rounds=rounds)
     each = {name: tuple(value / scene.steps for value in values) for name, values in timings.rounds.items()}
     return {name: Measured(each[name], flops[name], peaks[name]) for name in STAGES}
@@ -220,14 +220,19 @@ def flop_ratios(flops: Mapping[str, int]) -> dict[str, float]:
     return {name: count / flops[WHOLE] for name, count in flops.items() if name != WHOLE}
 
 
-def peak_mebibytes(step: Callable[[], object], device: torch.device) -> float | None:
-    """Most that a second step allocates above what the first one left: activations and work space. None on a CPU."""
+def peak_mebibytes(step: Callable[[], object], stage: nn.Module, device: torch.device) -> float | None:
+    """Most that a step has beside weights and the optimiser's state: activations, gradients, work space.
+
+    None on a CPU.
+    """
     if device.type != "cuda":
         return None
     step()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    # The first step's gradients are still there, and freed by the second one.
+    gradients = sum(p.grad.nbytes for p in stage.parameters() if p.grad is not None)
+    before = torch.cuda.memory_allocated() - gradients
     step()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**20

@@ -27,8 +27,8 @@ class Interrupted(Exception):  # noqa: N818
 class DyingRuntime(LocalRuntime):
     """Dies right after the n-th report of an epoch has been written."""
 
-    def __init__(self, folder: Path, *, after: int) -> None:
-        super().__init__(folder, num_threads=1)
+    def __init__(self, folder: Path, *, after: int, use_gpu: bool = False) -> None:
+        super().__init__(folder, num_threads=1, use_gpu=use_gpu)
         self._left = after
 
     def report(

@@ -60,9 +60,10 @@ def plus_plus(points: Tensor, num_clusters: int, generator: torch.Generator) -> 
     for step in range(1, num_clusters):
         candidates = _draw_by_weight(nearest, draws[step])
         distances = torch.minimum(_square_distances(points, points[candidates], norms), nearest[:, None])
-        best = distances.sum(dim=0).argmin()
-        chosen = torch.cat([chosen, candidates[best, None]])
-        nearest = distances[:, best]
+        best = distances.sum(dim=0).argmin(dim=0, keepdim=True)
+        # `candidates[best]` would wait for the device.
+        chosen = torch.cat([chosen, candidates.index_select(0, best)])
+        nearest = distances.index_select(1, best)[:, 0]
     return chosen
 
 

@@ -1,6 +1,7 @@
 """What features can be: views of pictures, and poolings of a block's map, as values that tell kept features apart."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rayssl.data import Pictures
+from rayssl.data.ahead import windows_on
 from rayssl.data.augment import normalize, to_float
 from rayssl.data.loaders import plain_views
 from rayssl.evaluation.features import MOST_FEATURES, pool_block
@@ -49,11 +51,12 @@ class WholeViews:
         """Normalised views of the pictures at these indices, in their order: (n, 3, image_size, image_size)."""
         chunks = np.array_split(rows, -(-len(rows) // self.views_at_once))
         size = (self.image_size, self.image_size)
-        for windows in pictures.batches((chunk, None) for chunk in chunks):
-            views = to_float(windows.to(device))
-            if views.shape[-1] != self.image_size:
-                views = functional.interpolate(views, size, mode="bilinear", align_corners=False, antialias=True)
-            yield normalize(views).contiguous(memory_format=torch.channels_last)
+        with closing(windows_on(device, pictures.batches((chunk, None) for chunk in chunks))) as batches:
+            for windows in batches:
+                views = to_float(windows)
+                if views.shape[-1] != self.image_size:
+                    views = functional.interpolate(views, size, mode="bilinear", align_corners=False, antialias=True)
+                yield normalize(views).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)

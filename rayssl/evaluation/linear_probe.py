@@ -248,7 +248,7 @@ def evaluate_linear_probe(
     """
     if missing := set(config.blocks) - (train_features.keys() & test_features.keys()):
         raise ValueError(f"blocks: there are no features of {sorted(missing)}")
-    train = {block: train_features[block] for block in config.blocks}
+    train = _near({block: train_features[block] for block in config.blocks}, torch.device(device))
     results: dict[int, list[float]] = {block: [] for block in config.blocks}
     for repetition in range(config.seeds):
         repetition_seed = derive_seed(seed, repetition)
@@ -272,6 +272,16 @@ def evaluate_linear_probe(
         for block, accuracy in top1(heads, {block: test_features[block] for block in train}, test_labels).items():
             results[block].append(accuracy)
     yield from _summarize(results)
+
+
+def _near(features: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
+    """The features, on a GPU that has room for them twice: from the CPU every step would wait for its batch's way."""
+    if device.type != "cuda":
+        return features
+    room, _ = torch.cuda.mem_get_info(device)
+    if sum(each.nbytes for each in features.values()) > room / 2:
+        return features
+    return {block: each.to(device) for block, each in features.items()}
 
 
 def _summarize(results: Mapping[int, list[float]]) -> Iterator[tuple[str, float]]:

@@ -16,6 +16,7 @@ from rayssl.data.augment import (
     normalize,
     resized_crop,
     sobel,
+    to_float,
 )
 from rayssl.data.buffers import Buffers
 from rayssl.data.opencv_views import ViewParameters, is_faster, make_views
@@ -73,7 +74,8 @@ def augmented_view(
     parameters = [_draw_parameters(draws, level, height, width) for _ in range(num_views)]
     if is_faster(images, image_size):
         return make_views(images, parameters, size=image_size, buffers=buffers)
-    views = [_whole_batch(images, each, image_size) for each in parameters]
+    whole = to_float(images).contiguous()  # once for all views; a view of each channel's rows is then free
+    views = [_whole_batch(whole, each, image_size) for each in parameters]
     return views[0] if num_views == 1 else torch.cat(views)
 
 

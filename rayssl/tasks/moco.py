@@ -79,10 +79,15 @@ class MoCoTask:
 
     def make_views(self, batch: Batch) -> Views:
         """A view of each picture for the query encoder and, as the targets, another one for the key encoder."""
-        query, key = (
-            augmented_view(batch.images, batch.draws, self._level, image_size=self._image_size, buffers=self._buffers)
-            for _ in range(2)
+        views = augmented_view(
+            batch.images,
+            batch.draws,
+            self._level,
+            image_size=self._image_size,
+            num_views=2,
+            buffers=self._buffers,
         )
+        query, key = views.chunk(2)
         return Views(query, key.contiguous(memory_format=torch.channels_last))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> "MoCoHead":
@@ -153,7 +158,10 @@ class MoCoHead(nn.Module):
         num_workers = len(everyone) // len(views)
         rank = torch.distributed.get_rank() if num_workers > 1 else 0
         mine = everyone[order.chunk(num_workers)[rank]]
-        keys = gather_rows(torch.cat([self._key(group) for group in mine.chunk(self._num_groups)]))
+        features = mine.contiguous(memory_format=torch.channels_last)
+        for block in self._frozen:  # in eval mode, where a batch has no statistics of its own
+            features = block(features)
+        keys = gather_rows(torch.cat([self._key(group) for group in features.chunk(self._num_groups)]))
         in_order = torch.empty_like(keys).index_copy_(0, order, keys)
         return in_order.chunk(num_workers)[rank]
 
@@ -173,9 +181,8 @@ class MoCoHead(nn.Module):
         """Go on from a checkpoint."""
         self._num_steps = int(state)
 
-    def _key(self, views: Tensor) -> Tensor:
-        features = views.contiguous(memory_format=torch.channels_last)
-        for block in (*self._frozen, *self.key_blocks):
+    def _key(self, features: Tensor) -> Tensor:
+        for block in self.key_blocks:
             features = block(features)
         return functional.normalize(self.key_projection(features.mean((2, 3))).float())
 

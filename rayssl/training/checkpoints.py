@@ -39,7 +39,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on as if it had not stopped.
+    """Everything that a run needs to go on as if it had not stopped, bit for bit on a CPU; GPUs add up in any order.
 
     Random numbers need no state: every draw is a function of the seed, the epoch and the step.
     """

@@ -32,7 +32,8 @@ class TrainingConfig(Config):
     batch_size: int = Field(default=256, ge=2)
     """Views a step, over all workers (PSL: 256)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: convolutions and matrix products in bfloat16 (autocast), weights and losses in float32."""
+    """bf16: convolutions and matrix products in bfloat16 (autocast), weights and losses in float32. fp32 is float32 but
+    for convolutions on GPUs, whose factors torch lets cuDNN round to 11 bits (TF32) there."""
     sync_batchnorm: bool = False
     """Whether BatchNorm normalises by the batch of all workers (SimCLR), or each worker by its own share."""
     accumulate: int = Field(default=1, ge=1)

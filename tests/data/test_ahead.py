@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rayssl.data.ahead import fetch_ahead, windows_on
 from rayssl.errors import DataError
+from tests.gpu import waiting_is_an_error
 
 
 def threads() -> list[threading.Thread]:
@@ -178,11 +179,8 @@ def test_on_a_gpu_windows_arrive_whole_while_it_is_busy() -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_waits_for_what_is_queued() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         assert sum(len(windows) for windows in windows_on(device, made_up_windows(10))) == 640
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayssl.data.augment import Draws
 from rayssl.methods.mgta_stage import AutoEncoderTask
-from rayssl.tasks import JigsawConfig, RotationConfig, SimCLRConfig, SupervisedConfig
+from rayssl.tasks import JigsawConfig, MoCoConfig, RotationConfig, SimCLRConfig, SupervisedConfig
 from rayssl.tasks.augmented_views import AugmentationLevel
 from rayssl.tasks.base import TaskSetting
 from tests.tasks.task_batches import as_batch
@@ -21,6 +21,7 @@ TASKS = {
     "rotation": lambda: build(RotationConfig(), {"angles": 4}),
     "rotation in discs": lambda: build(RotationConfig(corners="mask"), {"angles": 4}),
     "simclr": lambda: build(SimCLRConfig(), {}),
+    "moco": lambda: build(MoCoConfig(queue_size=COUNT, batchnorm_splits=1), {}),
     "supervised": lambda: build(SupervisedConfig(), {}),
     "mgta": lambda: AutoEncoderTask(AugmentationLevel(), image_size=SIDE),
 }

@@ -5,7 +5,7 @@ same way through the code, and what would wait on a GPU can be seen among the op
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from rayssl.tasks.augmented_views import AugmentationLevel
 from rayssl.tasks.base import TaskConfig, TaskSetting
 from rayssl.training.optimizers import SGDConfig
 from rayssl.training.stage import Stage, TrainedStage
+from tests.gpu import waiting_is_an_error
 
 SIDE, COUNT = 32, 8
 LEVEL = AugmentationLevel(color_strength=1.0, gray=0.5, blur=0.5, sobel=0.5)
@@ -152,15 +153,6 @@ def test_what_waits_is_found(look: Any) -> None:
     with WaitsOnMeta() as waits, suppress(NotImplementedError, RuntimeError):  # what needs values can't be run here
         look(there, here)
     assert len(waits.found) == 1
-
-
-@contextmanager
-def waiting_is_an_error() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

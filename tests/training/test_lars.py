@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rayssl.training.lars import LARS
+from tests.gpu import waiting_is_an_error
 
 Groups = list[dict[str, Any]]
 
@@ -187,11 +188,8 @@ def test_a_step_on_a_gpu_never_waits_for_it_and_gives_the_cpus_weights() -> None
         for p, other in zip(on_gpu, on_cpu, strict=True):
             assert other.grad is not None
             p.grad = other.grad.cuda()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting_is_an_error():
             optimizer.step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close([p.cpu() for p in values(on_gpu)], values(on_cpu))
 
 
