@@ -382,7 +382,7 @@ def test_a_clocked_runtime_reports_as_its_own_and_tells_what_an_epoch_is_made_of
     runtime = SimpleNamespace(rank=3, report=lambda metrics, save, in_background: reported.append(metrics))
     recorded: list[dict[str, float]] = []
     tracker = SimpleNamespace(log_metrics=lambda metrics, step: recorded.append(metrics), uri="there")
-    tracker.child = lambda name: tracker
+    tracker.child = lambda name, reopen: tracker
     clocked = ray_overhead.Clocked(runtime, ray_overhead.Turns(tmp_path, "alone", "alone"))
     clocked_tracker = ray_overhead.ClockedTracker(tracker, clocked.note_recording)
     for loss in (1.0, 2.0):
