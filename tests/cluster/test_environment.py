@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
 
 from rayssl.cluster import environment
 from rayssl.config import ClusterConfig
@@ -107,40 +106,78 @@ with ray_cluster(ClusterConfig(workers=2, address=sys.argv[1], wait_s=120)):
 """
 
 
+AUTOSCALER: dict[str, Any] = {
+    "cluster_name": "processes-of-this-machine",
+    "max_workers": 4,
+    "provider": {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {
+            "resources": {"CPU": 1, "object_store_memory": 100_000_000},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 4,
+        },
+    },
+    "head_node_type": "ray.head.default",
+    "auth": {},
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 1.0,
+    **{
+        name: []
+        for name in ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+    },
+    **{name: [] for name in ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files")},
+    **{name: [] for name in ("rsync_exclude", "rsync_filter")},
+    "docker": {},
+    "file_mounts": {},
+    "file_mounts_sync_continuously": False,
+}
+
+
 @pytest.mark.slow
 def test_an_autoscaler_is_asked_for_nodes(tmp_path: Path) -> None:
-    """A head without CPUs, as on Kubernetes, and Ray's own autoscaler over processes of this machine."""
-    from ray._private.test_utils import find_free_port
+    """A head without CPUs, as on Kubernetes, and Ray's own autoscaler, whose nodes are processes of this machine."""
+    import psutil  # comes with Ray
 
-    example = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node/example.yaml"
-    settings = yaml.safe_load(example.read_text())
-    settings["available_node_types"] = {
-        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 4},
-    }
     config = tmp_path / "autoscaler.json"
-    config.write_text(json.dumps(settings))
-    port = find_free_port()
+    config.write_text(json.dumps(AUTOSCALER))
+    port = 6379  # where the nodes that this autoscaler starts look for their head
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            pytest.skip(f"something else listens on {port}")
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket must be short
     head = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0", f"--port={port}"]
     head += [f"--autoscaling-config={config}", f"--temp-dir={temporary}", "--include-dashboard=false"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    cluster = subprocess.Popen(head, start_new_session=True, env=environment, **quiet)  # type: ignore[call-overload]
+    variables = {
+        **os.environ,
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    with (tmp_path / "head.log").open("w") as log:
+        cluster = subprocess.Popen(head, start_new_session=True, env=variables, stdout=log, stderr=log)
     try:
-        command = [sys.executable, "-c", AUTOSCALED, f"127.0.0.1:{port}"]
-        for _ in range(30):
-            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
-            if "no Ray cluster can be reached" not in done.stderr:
+        for _ in range(60):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             time.sleep(1)
+        command = [sys.executable, "-c", AUTOSCALED, f"127.0.0.1:{port}"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200, env=variables)
         assert done.returncode == 0, done.stderr
         assert float(done.stdout.split()[-1]) >= 2
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(cluster.pid, number)
-            time.sleep(3)
+        family = psutil.Process(cluster.pid).children(recursive=True)  # nodes are in sessions of their own
+        cluster.kill()
+        cluster.wait()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
