@@ -19,6 +19,7 @@ from rayssl.data.augment import (
     to_float,
 )
 from rayssl.data.buffers import Buffers
+from rayssl.data.loaders import Batch
 from rayssl.data.opencv_views import ViewParameters, is_faster, make_views
 from rayssl.schema import Config
 
@@ -77,6 +78,11 @@ def augmented_view(
     whole = to_float(images).contiguous()  # once for all views; a view of each channel's rows is then free
     views = [_whole_batch(whole, each, image_size) for each in parameters]
     return views[0] if num_views == 1 else torch.cat(views)
+
+
+def two_views(batch: Batch, level: AugmentationLevel, *, image_size: int, buffers: Buffers) -> Tensor:
+    """Two random views of each picture, as `augmented_view` gives them: (2N, 3, image_size, image_size)."""
+    return augmented_view(batch.images, batch.draws, level, image_size=image_size, num_views=2, buffers=buffers)
 
 
 def _draw_parameters(draws: Draws, level: AugmentationLevel, height: int, width: int) -> ViewParameters:

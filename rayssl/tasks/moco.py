@@ -14,7 +14,7 @@ from rayssl.data.buffers import Buffers
 from rayssl.data.loaders import Batch
 from rayssl.losses import info_nce_logits
 from rayssl.recipe_file import parse_section
-from rayssl.tasks.augmented_views import AugmentationLevel, augmented_view
+from rayssl.tasks.augmented_views import AugmentationLevel, two_views
 from rayssl.tasks.base import TaskConfig, TaskLoss, TaskSetting, Views
 
 
@@ -79,14 +79,7 @@ class MoCoTask:
 
     def make_views(self, batch: Batch) -> Views:
         """A view of each picture for the query encoder and, as the targets, another one for the key encoder."""
-        views = augmented_view(
-            batch.images,
-            batch.draws,
-            self._level,
-            image_size=self._image_size,
-            num_views=2,
-            buffers=self._buffers,
-        )
+        views = two_views(batch, self._level, image_size=self._image_size, buffers=self._buffers)
         query, key = views.chunk(2)
         return Views(query, key.contiguous(memory_format=torch.channels_last))
 

@@ -12,7 +12,7 @@ from rayssl.data.buffers import Buffers
 from rayssl.data.loaders import Batch
 from rayssl.losses import nt_xent_logits
 from rayssl.recipe_file import parse_section
-from rayssl.tasks.augmented_views import AugmentationLevel, augmented_view
+from rayssl.tasks.augmented_views import AugmentationLevel, two_views
 from rayssl.tasks.base import TaskConfig, TaskLoss, TaskSetting, Views
 
 
@@ -53,14 +53,7 @@ class SimCLRTask:
 
     def make_views(self, batch: Batch) -> Views:
         """Two views of each of N pictures: first all first ones, then all second ones, (2N, 3, S, S); no targets."""
-        views = augmented_view(
-            batch.images,
-            batch.draws,
-            self._level,
-            image_size=self._image_size,
-            num_views=2,
-            buffers=self._buffers,
-        )
+        views = two_views(batch, self._level, image_size=self._image_size, buffers=self._buffers)
         return Views(views, views.new_empty(0))
 
     def build_head(self, channels: int, blocks: Sequence[nn.Module]) -> nn.Module:

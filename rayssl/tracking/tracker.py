@@ -163,6 +163,7 @@ class MLflowTracker:
         import torchvision
 
         versions = [f"{library.__name__}=={library.__version__.split('+')[0]}" for library in (torch, torchvision)]
+        expected: tuple[type[Exception], ...] = (*failures(), RuntimeError)  # the last is torch's where a disk is full
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)
         # MLflow warns of pickle by a log line and a warning. Its other format holds for one size of picture only.
@@ -171,7 +172,7 @@ class MLflowTracker:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
                 mlflow.pytorch.save_model(model, folder, pip_requirements=versions, serialization_format="pickle")
-        except Exception as error:  # noqa: BLE001  MLflow's own, or torch's RuntimeError
+        except expected as error:
             shutil.rmtree(folder, ignore_errors=True)
             reason = reason_of(error, self._outbox.uri)
             self._notify(f"{folder}: the model can't be written for MLflow ({reason}), which goes without")
