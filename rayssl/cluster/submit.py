@@ -26,7 +26,11 @@ _EXCLUDES = [
 _SECRETS = ("TOKEN", "PASSWORD", "SECRET", "KEY")
 _STOP_SECONDS = 40
 """Seconds between SIGTERM and SIGKILL when a job is stopped, 3 by Ray's default: a checkpoint may take 25 of them."""
-_QUIET = {"ray.dashboard": logging.WARNING, "ray._private.runtime_env": logging.ERROR}
+_QUIET = {
+    "ray.dashboard": logging.WARNING,
+    "ray.dashboard.modules.job.sdk": logging.WARNING,  # which has a level of its own
+    "ray._private.runtime_env": logging.ERROR,
+}
 _RECONNECT_SECONDS = 60.0
 """How long a job's output is asked for again after the connection broke."""
 

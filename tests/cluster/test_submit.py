@@ -1,6 +1,7 @@
 """Jobs over HTTP: what is sent along, mistakes found before, and a real cluster that runs and stops them."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -133,6 +134,8 @@ def test_a_server_that_is_no_dashboard_gets_one_line() -> None:
         with pytest.raises(ClusterError, match="answers, but not as a Ray dashboard"):
             Cluster(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
+    # Nor a line of Ray's own when the output of a job has ended.
+    assert not logging.getLogger("ray.dashboard.modules.job.sdk").isEnabledFor(logging.INFO)
 
 
 @pytest.mark.parametrize(
