@@ -1,6 +1,6 @@
-"""Views of pictures on the CPU: the operations of `rayssl.data.augment` in OpenCV, on bytes, picture by picture.
+"""Views of pictures on the CPU: the operations of `rayssl.data.augment` in OpenCV, on bytes, a few pictures at a time.
 
-A picture of bytes and its intermediate results fit into a core's cache, where a whole batch of floats does not. Results
+Some pictures of bytes and what is made of them fit into a core's cache, where a whole batch of floats does not. Results
 are those of the tensor operations, but that each step rounds to whole levels of 255; every step is within one level of
 torchvision's function of the same name. They depend on the parameters of a picture alone, not on the batch, the number
 of threads or of workers.
@@ -11,9 +11,7 @@ pictures of a step instead.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import ceil, inf, sqrt
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -32,7 +30,8 @@ FASTER_FROM = 32
 batches can use several threads. The number of threads does not count here, so that all workers have equal views."""
 
 _BLOCK_PIXELS = 32_768
-"""Pixels that are normalised at once, 400 kB of floats: many small views, so that a call is worth it, one large one."""
+"""Pixels of the views that are made together, 400 kB as floats: many small ones, so that a call is worth it, or one
+large one."""
 _LUMA_WEIGHTS = (0.2989, 0.587, 0.114)  # as in color.py
 # Matrices over the channels.
 _SAME, _GREY = np.eye(3), np.tile(_LUMA_WEIGHTS, (3, 1))
@@ -87,39 +86,44 @@ def make_views(
     if images.device.type != "cpu" or images.dtype != torch.uint8:
         raise ValueError(f"make_views: images must be uint8 on the CPU, got {images.dtype} on {images.device}")
     count, _, height, width = images.shape
-    recipes = [recipe for each in parameters for recipe in _by_picture(each, count, height, width)]
+    recipes = [_as_recipe(each, count, height, width) for each in parameters]
     pictures = images.permute(0, 2, 3, 1).contiguous().numpy()  # (N, H, W, 3)
-    shape = (len(recipes), size, size, 3)
+    shape = (len(recipes) * count, size, size, 3)
     views = torch.empty(shape) if buffers is None else buffers.lend(*shape)
-    targets = views.numpy()
+    targets = views.numpy().reshape(len(recipes), count, size, size, 3)
     cv2.setNumThreads(1)
     block = max(1, _BLOCK_PIXELS // size**2)
+    levels = np.empty((min(block, count), size, size, 3), np.uint8)
     # All views of a few pictures, then the next few: the pictures are still in the cache for their second view.
-    for first, view in product(range(0, count, block), range(len(parameters))):
-        rows = range(view * count + first, view * count + min(first + block, count))
-        for row in rows:
-            targets[row] = _view(pictures[row % count], recipes[row], size)
-        # Whole rows of pixels, whatever picture they are of, in place.
-        pixels = targets[rows.start : rows.stop].reshape(-1, size, 3)
-        cv2.transform(pixels, _NORMALIZATION, dst=pixels)
+    for first in range(0, count, block):
+        rows = range(first, min(first + block, count))
+        for recipe, view_targets in zip(recipes, targets, strict=True):
+            _make_block(pictures, recipe, rows, levels[: len(rows)], view_targets)
+            # Whole rows of pixels, whatever picture they are of, in place.
+            pixels = view_targets[rows.start : rows.stop].reshape(-1, size, 3)
+            cv2.transform(pixels, _NORMALIZATION, dst=pixels)
     return views.permute(0, 3, 1, 2)
 
 
-class _Recipe(NamedTuple):
-    """What is done to one picture."""
+@dataclass(frozen=True)
+class _Recipe:
+    """The parameters of one view of each picture, as Python's numbers: an item for each picture."""
 
-    box: list[int]
-    flip: bool
-    jitter: list[tuple[int, float]]
-    """Operation and factor, first to last."""
-    gray: bool
-    sigma: float | None
-    """Of the blur; None: no blur."""
-    sobel: bool
+    boxes: list[list[int]]
+    flips: list[bool]
+    order: list[int]
+    """Of the operations of the jitter, first to last."""
+    factors: list[list[float]]
+    """Those of each operation."""
+    jittered: list[bool]
+    gray: list[bool]
+    sigmas: list[float]
+    blurred: list[bool]
+    sobel: list[bool]
 
 
-def _by_picture(parameters: ViewParameters, count: int, height: int, width: int) -> list[_Recipe]:
-    """The parameters of a batch as those of its pictures, checked."""
+def _as_recipe(parameters: ViewParameters, count: int, height: int, width: int) -> _Recipe:
+    """The parameters of N = `count` pictures, checked."""
     boxes = parameters.boxes
     check_shape("make_views", "boxes", boxes, (count, 4))
     ends = boxes[:, :2] + boxes[:, 2:]
@@ -142,78 +146,119 @@ def _by_picture(parameters: ViewParameters, count: int, height: int, width: int)
         check_shape("make_views", name, mask, (count,))
     check_shape("make_views", "jitter's factors", factors, (count, 4))
     check_shape("make_views", "blur's sigmas", sigmas, (count,))
-    steps = order.tolist()
-    rows = zip(boxes.tolist(), factors.tolist(), sigmas.tolist(), *(m.tolist() for m in masks.values()), strict=True)
-    return [
-        _Recipe(
-            box, flip, [(step, values[step]) for step in steps] if jitter else [], gray, sigma if blur else None, sobel
-        )
-        for box, values, sigma, flip, jitter, gray, blur, sobel in rows
-    ]
+    flips, jittered_list, gray, blurred_list, sobel = (mask.tolist() for mask in masks.values())
+    return _Recipe(
+        boxes.tolist(),
+        flips,
+        order.tolist(),
+        factors.T.tolist(),
+        jittered_list,
+        gray,
+        sigmas.tolist(),
+        blurred_list,
+        sobel,
+    )
 
 
-def _view(picture: np.ndarray, recipe: _Recipe, size: int) -> np.ndarray:
-    """One view, (size, size, 3) in levels of 255, uint8 or float32, of one picture (H, W, 3)."""
-    top, left, height, width = recipe.box
-    pixels = _resize(picture[top : top + height, left : left + width], size)
-    if recipe.flip:
-        pixels = cv2.flip(pixels, 1)
-    for step, factor in recipe.jitter:
-        pixels = _JITTER[step](pixels, factor)
-    if recipe.gray:
-        pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    if recipe.sigma is not None:
-        pixels = _blur(pixels, recipe.sigma, blur_kernel_size(size))
-    return _sobel(pixels) if recipe.sobel else pixels
+def _make_block(pictures: np.ndarray, recipe: _Recipe, rows: range, levels: np.ndarray, targets: np.ndarray) -> None:
+    """Make one view of some pictures, in levels of 255.
+
+    Args:
+        pictures: uint8 (N, H, W, 3).
+        recipe: What is done to each.
+        rows: Which pictures.
+        levels: Memory for their views as bytes, (len(rows), size, size, 3).
+        targets: Where their rows of the result belong, float32 (N, size, size, 3).
+    """
+    # Those that get the jitter lie first, so that one call can change the hue of all of them.
+    order = sorted(rows, key=lambda row: not recipe.jittered[row])
+    for view, row in zip(levels, order, strict=True):
+        top, left, height, width = recipe.boxes[row]
+        _resize(pictures[row, top : top + height, left : left + width], view)
+        if recipe.flips[row]:
+            cv2.flip(view, 1, dst=view)
+    chosen = [row for row in order if recipe.jittered[row]]
+    if chosen:
+        for step in recipe.order:
+            factors = recipe.factors[step]
+            _JITTER[step](levels[: len(chosen)], [factors[row] for row in chosen])
+    for view, row in zip(levels, order, strict=True):
+        if recipe.gray[row]:
+            cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB, dst=view)
+    for view, row in zip(levels, order, strict=True):
+        target = targets[row]
+        if recipe.blurred[row]:
+            _blur(view, recipe.sigmas[row], target)
+        else:
+            target[...] = view
+        if recipe.sobel[row]:
+            _sobel(target if recipe.blurred[row] else view, target)
 
 
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Antialiased bilinear resize to a square; rounded, it is torchvision's with antialias=True."""
+def _resize(pixels: np.ndarray, view: np.ndarray) -> None:
+    """Antialiased bilinear resize to the view's square; rounded, it is torchvision's with antialias=True."""
+    size = len(view)
     height, width = pixels.shape[:2]
     if max(height, width) <= size:
         # Where nothing shrinks, nothing is to be filtered: the plain interpolation is the antialiased one.
-        return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
-    # OpenCV's INTER_AREA is another filter, and slower.
-    return resize_bytes(pixels, (size, size))
+        cv2.resize(pixels, (size, size), dst=view, interpolation=cv2.INTER_LINEAR)
+    else:
+        # OpenCV's INTER_AREA is another filter, and slower.
+        view[...] = resize_bytes(pixels, (size, size))
 
 
-def _brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.convertScaleAbs(pixels, alpha=factor)
+# The jitter: each changes views of bytes, (M, size, size, 3), in place, by a factor for each.
 
 
-def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    mean_grey = sum(weight * mean for weight, mean in zip(_LUMA_WEIGHTS, cv2.mean(pixels), strict=False))
-    shift = (1 - factor) * mean_grey
-    if shift >= 0:
-        return cv2.convertScaleAbs(pixels, alpha=factor, beta=shift)
-    return cv2.addWeighted(pixels, factor, pixels, 0, shift)  # convertScaleAbs would mirror what falls below 0
+def _brightness(views: np.ndarray, factors: list[float]) -> None:
+    for view, factor in zip(views, factors, strict=True):
+        cv2.convertScaleAbs(view, dst=view, alpha=factor)
 
 
-def _saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.transform(pixels, factor * _SAME + (1 - factor) * _GREY)
+def _contrast(views: np.ndarray, factors: list[float]) -> None:
+    weight_red, weight_green, weight_blue = _LUMA_WEIGHTS
+    for view, factor in zip(views, factors, strict=True):
+        red, green, blue, _ = cv2.mean(view)
+        shift = (1 - factor) * (weight_red * red + weight_green * green + weight_blue * blue)
+        if shift >= 0:
+            cv2.convertScaleAbs(view, dst=view, alpha=factor, beta=shift)
+        else:  # convertScaleAbs would mirror what falls below 0
+            cv2.addWeighted(view, factor, view, 0, shift, dst=view)
 
 
-def _hue(pixels: np.ndarray, shift: float) -> np.ndarray:
+def _saturation(views: np.ndarray, factors: list[float]) -> None:
+    shares = np.array(factors)[:, None, None]
+    for view, matrix in zip(views, shares * _SAME + (1 - shares) * _GREY, strict=True):
+        cv2.transform(view, matrix, dst=view)
+
+
+def _hue(views: np.ndarray, shifts: list[float]) -> None:
     # As floats: in bytes a hue would be rounded to 1.4 degrees, which is up to 6 levels of a pure colour.
-    turned: np.ndarray = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
-    turned[..., 0] += 360 * (shift % 1)  # OpenCV takes hues of up to two circles, but none below 0
-    return cv2.convertScaleAbs(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB))
+    turned = views.astype(np.float32)
+    pixels = turned.reshape(-1, *views.shape[2:])  # rows of pixels, whatever view they are of
+    cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, dst=pixels)  # hue in degrees
+    # OpenCV takes hues of up to two circles, but none below 0.
+    degrees = 360 * (np.array(shifts) % 1)
+    turned[..., 0] += degrees.astype(np.float32)[:, None, None]
+    cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB, dst=pixels)
+    cv2.convertScaleAbs(pixels, dst=views.reshape(pixels.shape))
 
 
-def _blur(pixels: np.ndarray, sigma: float, kernel_size: int) -> np.ndarray:
-    """Float32 levels. The kernel ends at 3.5 sigma, where less than a thousandth of its weight is left."""
-    kernel = cv2.getGaussianKernel(min(kernel_size, 2 * ceil(3.5 * sigma) + 1), sigma, cv2.CV_32F)
-    return cv2.sepFilter2D(pixels, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+_JITTER: tuple[Callable[[np.ndarray, list[float]], None], ...] = (_brightness, _contrast, _saturation, _hue)
 
 
-def _sobel(pixels: np.ndarray) -> np.ndarray:
-    """Float32 levels; see `color.sobel`."""
+def _blur(view: np.ndarray, sigma: float, target: np.ndarray) -> None:
+    """Write float32 levels. The kernel ends at 3.5 sigma, where less than a thousandth of its weight is left."""
+    size = min(blur_kernel_size(len(view)), 2 * ceil(3.5 * sigma) + 1)
+    kernel = cv2.getGaussianKernel(size, sigma, cv2.CV_32F)
+    cv2.sepFilter2D(view, cv2.CV_32F, kernel, kernel, dst=target, borderType=cv2.BORDER_REFLECT_101)
+
+
+def _sobel(view: np.ndarray, target: np.ndarray) -> None:
+    """Write float32 levels, which may be the view's own; see `color.sobel`."""
     across, down = (
-        cv2.Sobel(pixels, cv2.CV_32F, *axes, ksize=3, scale=1 / sqrt(20), borderType=cv2.BORDER_REPLICATE)
+        cv2.Sobel(view, cv2.CV_32F, *axes, ksize=3, scale=1 / sqrt(20), borderType=cv2.BORDER_REPLICATE)
         for axes in ((1, 0), (0, 1))
     )
     # Not cv2.magnitude, whose last bits depend on where in memory the arrays begin.
-    return np.sqrt(across * across + down * down)
-
-
-_JITTER: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (_brightness, _contrast, _saturation, _hue)
+    np.sqrt(across * across + down * down, out=target)
