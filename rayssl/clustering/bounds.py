@@ -11,8 +11,9 @@ from rayssl.clustering.rows import Rows, row_blocks, take_rows
 
 _ROUNDING = 4e-6
 """Bounds the error of a squared distance that products in float32 gave, relative to the squared norms in it."""
-_PAIR_COST = 30
-"""A single distance costs what the product of a row with this many centres does; measured with D = 2,048."""
+_PAIR_COST, _ROW_COST = 30, 50
+"""A single distance costs what the product of a row with this many centres does, and fetching a row for its product
+what this many do; measured with D = 2,048."""
 _LEAST_DIM = 256
 """With fewer dimensions a distance is cheaper than the bookkeeping that avoids it."""
 _MOST_OFFSET = 100.0
@@ -74,27 +75,24 @@ class BoundedAssignment:
         loose = (lower.amin(dim=1) < upper).nonzero().flatten()
         if len(loose) == 0:
             return
-        own, errors = geometry.measure_pairs(block, loose, labels[loose])
-        upper[loose] = (own + errors).sqrt_()
+        own, errors = torch.empty_like(upper), torch.empty_like(upper)
+        own[loose], errors[loose] = geometry.measure_pairs(block, loose, labels[loose])
+        upper[loose] = (own[loose] + errors[loose]).sqrt_()
         # numpy finds the few places several times faster.
         places = np.flatnonzero(np.less(lower.numpy(), upper.numpy()[:, None]))
         rows, others = (torch.from_numpy(part) for part in np.divmod(places, len(shifts)))
-        is_dense = torch.bincount(rows, minlength=len(labels)) * _PAIR_COST > len(shifts)
+        is_dense = torch.bincount(rows, minlength=len(labels)) * _PAIR_COST > len(shifts) + _ROW_COST
         self._measure_rows(is_dense.nonzero().flatten() + block.start, geometry)
         is_sparse = ~is_dense[rows]
         rows, others = rows[is_sparse], others[is_sparse]
-        square_distances, errors = geometry.measure_pairs(block, rows, others)
-        lower[rows, others] = (square_distances - errors).clamp_(min=0).sqrt_()
-        self._relabel(block, rows[lower[rows, others] < upper[rows]].unique(), geometry)
-
-    def _relabel(self, block: slice, rows: Tensor, geometry: "_Geometry") -> None:
-        """Label rows that may have a nearer centre; their open lower bounds have just been measured."""
-        labels, upper, lower = self._labels[block], self._upper[block], self._lower[block]
-        own, errors = geometry.measure_pairs(block, rows, labels[rows])
-        lower[rows, labels[rows]] = (own - errors).clamp_(min=0).sqrt_()
+        square_distances, pair_errors = geometry.measure_pairs(block, rows, others)
+        lower[rows, others] = (square_distances - pair_errors).clamp_(min=0).sqrt_()
+        # Rows that may have a nearer centre, now that all their open bounds are measured.
+        rows = rows[lower[rows, others] < upper[rows]].unique()
+        lower[rows, labels[rows]] = (own - errors)[rows].clamp_(min=0).sqrt_()
         lowest, nearest = lower[rows].min(dim=1)
         labels[rows] = nearest
-        upper[rows] = (lowest.square() + 2 * errors).sqrt_()
+        upper[rows] = (lowest.square() + 2 * errors[rows]).sqrt_()
         lower[rows, nearest] = float("inf")
 
     def _measure_rows(self, chosen: Tensor, geometry: "_Geometry") -> None:
