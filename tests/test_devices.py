@@ -9,7 +9,6 @@ from rayssl.errors import ConfigError
 from rayssl.evaluation import LinearProbeConfig
 from rayssl.evaluation.linear_probe import evaluate_linear_probe
 from rayssl.experiment import local_runtime, run_experiment
-from rayssl.report import Report
 from rayssl.runs import open_run
 from rayssl.tasks.augmented_views import AugmentationLevel, augmented_view
 from tests.conftest import SmallRun
@@ -55,9 +54,10 @@ def test_a_run_that_dies_in_its_second_stage_goes_on_there(task: str, device: st
     for row, wanted in zip(report.history, whole.history, strict=True):
         # On a GPU sums come in any order, and bfloat16 rounds what differs.
         assert row["loss"] == pytest.approx(wanted["loss"], rel=0 if device == "cpu" else 0.05)
-    assert all(tensor.isfinite().all() for tensor in weights(report).values() if tensor.is_floating_point())
+    weights, wanted_weights = (torch.load(each.folder / "encoder.pt", weights_only=True) for each in (report, whole))
+    assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
     if device == "cpu":
-        assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(report).items())
+        assert all(torch.equal(tensor, wanted_weights[name]) for name, tensor in weights.items())
 
 
 def test_bfloat16_is_refused_where_torch_would_leave_gradients_unwritten(small_run: SmallRun) -> None:
@@ -66,10 +66,6 @@ def test_bfloat16_is_refused_where_torch_would_leave_gradients_unwritten(small_r
     with pytest.raises(ConfigError, match=r"training\.precision: must be fp32 on CPUs .* a single pixel"):
         run_experiment(small_run.config(*tiny, "training.precision=bf16"))
     run_experiment(small_run.config(*tiny))
-
-
-def weights(report: Report) -> dict[str, torch.Tensor]:
-    return torch.load(report.folder / "encoder.pt", weights_only=True)
 
 
 @pytest.mark.gpu

@@ -432,6 +432,7 @@ def test_a_record_that_somebody_deleted_is_begun_anew(tmp_path: Path) -> None:
     assert all("has no longer the record of this run; another one is begun" in each for each in told)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_worker_of_ray_finds_the_password_though_it_is_not_told(
     small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
