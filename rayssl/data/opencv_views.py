@@ -25,9 +25,9 @@ from rayssl.data.geometry import IMAGENET_MEAN, IMAGENET_STD
 from rayssl.data.jpeg import resize_bytes
 
 FASTER_FROM = 32
-"""Side of the views, in pixels, from which a CPU takes this way. With one thread it draws level with whole batches at
-16 px, and makes twice as many views at 32 and four times as many at 64 (`benchmarks/augment.py --crossover`); whole
-batches can use several threads. The number of threads does not count here, so that all workers have equal views."""
+"""Side of the views, in pixels, from which a CPU takes this way. With one thread it makes a tenth more views than whole
+batches at 16 px, twice as many at 32 and six times as many at 64 (`benchmarks/augment.py --crossover`); whole batches
+can use several threads. The number of threads does not count here, so that all workers have equal views."""
 
 _BLOCK_PIXELS = 32_768
 """Pixels of the views that are made together, 400 kB as floats: many small ones, so that a call is worth it, or one
