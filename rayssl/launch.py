@@ -36,10 +36,10 @@ def pretrain(config: ExperimentConfig, *, fresh: bool = False, show: Callable[[o
     """
     run = open_run(config, fresh=fresh)
     with run.locked():
+        show(f"run {run.run_id} in {run.path if run.store is None else run.store.address_of(run.path)}")
         uri = tracking_uri(config.storage_folder)
         tracker = MLflowTracker.open(run.path, uri=uri, notify=show)
         mark_dead_runs(uri, notify=show)
-        show(f"run {run.run_id} in {run.path if run.store is None else run.store.address_of(run.path)}")
         if run.store is not None:
             show(f"its working copy is {run.path}")
             if uri.startswith("sqlite:"):
