@@ -12,7 +12,7 @@ from rayssl.experiment import local_runtime, run_experiment
 from rayssl.runs import open_run
 from rayssl.tasks.augmented_views import AugmentationLevel, augmented_view
 from tests.conftest import SmallRun
-from tests.test_experiment import DyingRuntime, Interrupted
+from tests.dying import DyingRuntime, Interrupted
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 TASKS = {

@@ -18,30 +18,7 @@ from rayssl.runs import RunFolder, _fingerprint, finished_run, newest_run, open_
 from rayssl.runtime import LocalRuntime
 from rayssl.training.checkpoints import Cursor, load_checkpoint
 from tests.conftest import SmallRun
-
-
-class Interrupted(Exception):  # noqa: N818
-    """Stands for whatever ends a process."""
-
-
-class DyingRuntime(LocalRuntime):
-    """Dies right after the n-th report of an epoch has been written."""
-
-    def __init__(self, folder: Path, *, after: int, use_gpu: bool = False) -> None:
-        super().__init__(folder, num_threads=1, use_gpu=use_gpu)
-        self._left = after
-
-    def report(
-        self,
-        metrics: Mapping[str, float],
-        save: Callable[[Path], None] | None = None,
-        *,
-        in_background: bool = False,
-    ) -> None:
-        super().report(metrics, save)
-        self._left -= bool(metrics)
-        if self._left == 0:
-            raise Interrupted
+from tests.dying import DyingRuntime, Interrupted
 
 
 class SlowRuntime(LocalRuntime):

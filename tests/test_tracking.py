@@ -33,7 +33,7 @@ from rayssl.runtime import EpochDone
 from rayssl.tracking import MLflowTracker, mark_dead_runs, tracking_uri
 from rayssl.tracking.connection import reason_of
 from tests.conftest import SMALL, SmallRun
-from tests.test_experiment import DyingRuntime, Interrupted
+from tests.dying import DyingRuntime, Interrupted
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 ROOT = Path(__file__).parent.parent

@@ -146,17 +146,17 @@ def _as_recipe(parameters: ViewParameters, count: int, height: int, width: int) 
         check_shape("make_views", name, mask, (count,))
     check_shape("make_views", "jitter's factors", factors, (count, 4))
     check_shape("make_views", "blur's sigmas", sigmas, (count,))
-    flips, jittered_list, gray, blurred_list, sobel = (mask.tolist() for mask in masks.values())
+    flips, is_jittered, gray, is_blurred, sobel = (mask.tolist() for mask in masks.values())
     return _Recipe(
-        boxes.tolist(),
-        flips,
-        order.tolist(),
-        factors.T.tolist(),
-        jittered_list,
-        gray,
-        sigmas.tolist(),
-        blurred_list,
-        sobel,
+        boxes=boxes.tolist(),
+        flips=flips,
+        order=order.tolist(),
+        factors=factors.T.tolist(),
+        jittered=is_jittered,
+        gray=gray,
+        sigmas=sigmas.tolist(),
+        blurred=is_blurred,
+        sobel=sobel,
     )
 
 

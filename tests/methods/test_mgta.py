@@ -24,6 +24,7 @@ from rayssl.runs import open_run
 from rayssl.runtime import LocalRuntime, NullTracker
 from rayssl.training.checkpoints import load_checkpoint
 from rayssl.training.optimizers import AdamConfig
+from tests.dying import DyingRuntime, Interrupted
 from tests.methods.mgta_parts import MemoryPictures, mgta_config, small_config, small_encoder, small_method
 
 N1_GROUPS, N2_GROUPS = 5, 6
@@ -361,30 +362,6 @@ def test_the_result_is_the_encoder_of_n2(whole_run: tuple[Report, Ledger]) -> No
     assert all(torch.equal(result[name], tensor) for name, tensor in states[-1].items())
 
 
-class Interrupted(Exception):  # noqa: N818
-    """Stands for whatever ends a process."""
-
-
-class DyingRuntime(LocalRuntime):
-    """Dies right after the n-th report has been written."""
-
-    def __init__(self, folder: Path, *, after: int) -> None:
-        super().__init__(folder, num_threads=1)
-        self._left = after
-
-    def report(
-        self,
-        metrics: Mapping[str, float],
-        save: Callable[[Path], None] | None = None,
-        *,
-        in_background: bool = False,
-    ) -> None:
-        super().report(metrics, save)
-        self._left -= 1
-        if self._left == 0:
-            raise Interrupted
-
-
 def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
 
@@ -407,7 +384,7 @@ def test_a_run_that_died_goes_on_and_ends_as_if_it_had_not(
     run = open_run(config)
     for reports in deaths:
         with pytest.raises(Interrupted):
-            run_experiment(config, DyingRuntime(run.path, after=reports))
+            run_experiment(config, DyingRuntime(run.path, after=reports, epochs_only=False))
     report = run_experiment(config)
     assert report.folder == run.path
     assert without_times(report.history) == without_times(whole.history)
