@@ -33,6 +33,10 @@ _QUIET = {
 }
 _RECONNECT_SECONDS = 60.0
 """How long a job's output is asked for again after the connection broke."""
+_READY_SECONDS = 60.0
+"""How long a cluster may go on saying that nobody is there who could start a job."""
+_NOT_READY = "No available agent"
+"""Ray's words for that."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,20 @@ class Cluster:
             # The package as it is here, whatever the cluster has installed.
             **({} if (working_dir / "rayssl").is_dir() else {"py_modules": [str(package)]}),
         }
+        entrypoint = shlex.join([python, "-m", "rayssl", *arguments])
         with _in_plain_words(self.address):
-            return self._client.submit_job(
-                entrypoint=shlex.join([python, "-m", "rayssl", *arguments]), runtime_env=runtime_env
-            )
+            return self._submit_when_ready(entrypoint, runtime_env)
+
+    def _submit_when_ready(self, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+        """Submit, again and again to a head that has just started: it answers before it can start a job."""
+        began = time.monotonic()
+        while True:
+            try:
+                return str(self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+            except RuntimeError as error:
+                if _NOT_READY not in str(error) or time.monotonic() - began > _READY_SECONDS:
+                    raise
+                time.sleep(1)
 
     def follow(self, job_id: str, show: Callable[[str], None]) -> Job:
         """Show a job's output as it comes, until it ends; gives how it ended.

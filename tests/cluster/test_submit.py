@@ -82,12 +82,16 @@ class FlakyClient:
         return SimpleNamespace(status=status, entrypoint="", driver_exit_code=0 if self._over else None, message=None)
 
 
-def followed(client: FlakyClient, monkeypatch: pytest.MonkeyPatch) -> tuple[Job, str]:
+def cluster_of(client: object, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr("rayssl.cluster.submit.time.sleep", lambda _: None)
     cluster = object.__new__(Cluster)
     cluster.address, cluster._client = "http://head:8265", client
+    return cluster
+
+
+def followed(client: FlakyClient, monkeypatch: pytest.MonkeyPatch) -> tuple[Job, str]:
     shown: list[str] = []
-    return cluster.follow("job", shown.append), "".join(shown)
+    return cluster_of(client, monkeypatch).follow("job", shown.append), "".join(shown)
 
 
 def test_output_is_shown_once_although_the_connection_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +105,30 @@ def test_a_cluster_that_stays_away_is_told_and_the_job_left_alone(monkeypatch: p
     monkeypatch.setattr("rayssl.cluster.submit._RECONNECT_SECONDS", 0.0)
     with pytest.raises(ClusterError, match="may go on without it; follow it with: rayssl jobs"):
         followed(FlakyClient(["one", aiohttp.ClientConnectionError("gone")]), monkeypatch)
+
+
+class StartingClient:
+    """A dashboard whose node has not come up yet, so many times."""
+
+    def __init__(self, refusals: int) -> None:
+        self._refusals = refusals
+
+    def submit_job(self, *, entrypoint: str, runtime_env: object) -> str:
+        if self._refusals:
+            self._refusals -= 1
+            raise RuntimeError(
+                "Request failed with status code 500: No available agent to submit job, please try again later.."
+            )
+        return f"job of {entrypoint}"
+
+
+def test_a_head_that_has_just_started_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cluster = cluster_of(StartingClient(3), monkeypatch)
+    assert cluster.submit(["pretrain", "demo-psl"], working_dir=tmp_path) == "job of python -m rayssl pretrain demo-psl"
+    monkeypatch.setattr("rayssl.cluster.submit._READY_SECONDS", 0.0)
+    cluster = cluster_of(StartingClient(3), monkeypatch)
+    with pytest.raises(ClusterError, match="Ray at http://head:8265: .*No available agent"):
+        cluster.submit(["pretrain", "demo-psl"], working_dir=tmp_path)
 
 
 def test_a_second_interruption_leaves_the_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
