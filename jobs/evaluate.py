@@ -9,7 +9,7 @@ submitted to.
 
 import sys
 
-from rayssl.cli import main
+from rayssl.cli import run
 
 if __name__ == "__main__":
-    main(["evaluate", *sys.argv[1:]])
+    run(["evaluate", *sys.argv[1:]])

@@ -9,7 +9,7 @@ MLflow server. A job joins the cluster that it was submitted to.
 
 import sys
 
-from rayssl.cli import main
+from rayssl.cli import run
 
 if __name__ == "__main__":
-    main(["pretrain", *sys.argv[1:]])
+    run(["pretrain", *sys.argv[1:]])

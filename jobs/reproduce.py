@@ -305,4 +305,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run(sys.argv[1:], command=reproduce)

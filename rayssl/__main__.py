@@ -1,5 +1,5 @@
 """`python -m rayssl` is the `rayssl` command."""
 
-from rayssl.cli import main
+from rayssl.cli import run
 
-main()
+run()

@@ -79,3 +79,38 @@ def test_the_schema_is_written_where_asked(capsys: pytest.CaptureFixture[str], t
     code, _, _ = rayssl(capsys, "schema", str(tmp_path / "schema.json"))
     assert code == 0
     assert (tmp_path / "schema.json").read_text() == (ROOT / "rayssl/recipes/schema.json").read_text()
+
+
+_ENDINGS = """
+import atexit, ctypes, sys, threading, time
+import click
+from rayssl.cli import run
+from rayssl.errors import ConfigError
+
+@click.command()
+@click.argument("ending")
+def command(ending):
+    atexit.register(print, "at the end")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("a thread"))).start()
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc.pause, None)  # a library that never comes to its end
+    print("begun")
+    if ending == "mistake":
+        raise ConfigError("seed: wrong")
+    if ending == "bug":
+        raise AttributeError("a bug")
+
+run(sys.argv[1:], command=command)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="on_exit is glibc's")
+@pytest.mark.parametrize(
+    ("ending", "code", "told"), [("well", 0, ""), ("mistake", 2, "error: seed: wrong\n"), ("bug", 1, "a bug\n")]
+)
+def test_a_command_ends_whatever_libraries_do_at_the_end(ending: str, code: int, told: str) -> None:
+    """Its threads and what is registered for the end come first, and all that was printed arrives."""
+    command = [sys.executable, "-c", _ENDINGS, ending]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "begun\na thread\nat the end\n")
+    assert done.stderr.endswith(told) and ("Traceback" in done.stderr) == (ending == "bug")

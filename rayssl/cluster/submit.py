@@ -28,7 +28,8 @@ _STOP_SECONDS = 40
 """Seconds between SIGTERM and SIGKILL when a job is stopped, 3 by Ray's default: a checkpoint may take 25 of them."""
 _QUIET = {
     "ray.dashboard": logging.WARNING,
-    "ray.dashboard.modules.job.sdk": logging.WARNING,  # which has a level of its own
+    "ray.dashboard.modules.dashboard_sdk": logging.WARNING,  # which has a level of its own, as has the next
+    "ray.dashboard.modules.job.sdk": logging.WARNING,
     "ray._private.runtime_env": logging.ERROR,
 }
 _RECONNECT_SECONDS = 60.0
