@@ -299,10 +299,5 @@ def _add_differences(rows: list[Row]) -> None:
             row.metrics[delta] = row.metrics[ap75] - reference
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command, which ends as `rayssl` does: 2 after a mistake, 130 after Ctrl-C, 143 after SIGTERM."""
-    cli.main(arguments, command=reproduce)
-
-
 if __name__ == "__main__":
     cli.run(sys.argv[1:], command=reproduce)

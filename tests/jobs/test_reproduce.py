@@ -96,9 +96,9 @@ def test_rows_are_trained_and_measured_once_and_stand_beside_the_papers(
     reproduce: ModuleType, small_table: None, small_run: SmallRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["psl-table-7", "--rows", "Rotation+PSL", f"storage_path={small_run.storage}"]
-    reproduce.main(command)
+    reproduce.cli.main(command, command=reproduce.reproduce)
     first = capsys.readouterr().out
-    reproduce.main(command)
+    reproduce.cli.main(command, command=reproduce.reproduce)
     second = capsys.readouterr().out
     assert "stage 1/3" in first
     assert "stage 1/3" not in second
@@ -139,7 +139,7 @@ def test_what_ends_the_second_row_leaves_the_first_one_printed(
     monkeypatch.setattr(reproduce, "pretrain", pretrain)
     monkeypatch.setattr(reproduce, "_measure", lambda *_: {})
     with pytest.raises(SystemExit) as end:
-        reproduce.main(["psl-table-7", f"storage_path={small_run.storage}"])
+        reproduce.cli.main(["psl-table-7", f"storage_path={small_run.storage}"], command=reproduce.reproduce)
     assert end.value.code == code
     output, errors = capsys.readouterr()
     assert errors.strip().startswith(message)  # click begins with an empty line after Ctrl-C
@@ -155,7 +155,7 @@ def test_sigterm_ends_it_with_143(small_run: SmallRun) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import reproduce\n"
         f"table = reproduce.PaperTable('A table', reproduce._PROBE, ({row!r},))\n"
-        "reproduce.TABLES['psl-table-6'] = table; reproduce.main(sys.argv[1:])"
+        "reproduce.TABLES['psl-table-6'] = table; reproduce.cli.run(sys.argv[1:], command=reproduce.reproduce)"
     )
     command = [sys.executable, "-c", code, "psl-table-6", f"storage_path={small_run.storage}"]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent), "PYTHONUNBUFFERED": "1"}
@@ -195,6 +195,6 @@ def test_a_mistake_is_told_before_anything_is_trained(
     reproduce: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        reproduce.main(arguments)
+        reproduce.cli.main(arguments, command=reproduce.reproduce)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
